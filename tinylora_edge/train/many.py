@@ -4,7 +4,7 @@ The driver reads users, hands their texts to workers (`crews`), signs what these
 keeps the report. Keys and files stay with it: workers need the bundle alone.
 
 A line of the report is written before the frame that it tells of is published, and counts once that frame is
-there. So a run that was killed at any point knows what is done, and no user is learned twice.
+there. So after a run was killed at any point, `resume` knows which users are done, and learns none twice.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .options import Options
 from .texts import FEWEST, OTHERS, Learned, for_whitening, framing
 
 TRIES = 3
-"""Workers that may be lost over one user, whose texts are then taken for the cause."""
+"""Workers lost over one user, after which the user fails: their texts are taken for the cause."""
 
 LAST_SEQUENCE = 0xFFFF
 
@@ -51,13 +51,13 @@ class UserResult:
     Attributes:
         user: their name.
         status: `learned`; `unchanged`: their texts are those of their vector; `kept`: what was learned does
-        not
-            beat the shared vector, and they keep what they had; `overtaken`: a newer vector came meanwhile,
-            and stays; `failed`.
+            not beat the shared vector, and they keep what they had; `overtaken`: a newer vector came
+            meanwhile, and stays; `failed`.
         why: what failed.
-        texts, tokens: what was learned of.
-        steps, seconds: full steps, and the time that these took.
-        loss: nats a token of its texts before the first step, and before the last one.
+        texts, tokens: how many were learned from.
+        steps: full steps.
+        seconds: of learning, and of measuring the gain.
+        loss: nats a token before the first step, and before the last one, of the texts of that step.
         gain: nats a token better than the shared vector on held-out texts, where that was measured.
         sequence, bytes: of the frame.
         data: SHA-256 of the texts, and of what they were learned with.
@@ -84,8 +84,8 @@ class Target(Protocol):
         """Return the sequence of a user's newest frame; None where they have none."""
 
     def put_newer(self, user: str, frame: bytes) -> bool:
-        """Write a frame as a user's newest, if its sequence is above that of what they have; return whether
-        it was."""
+        """Write a frame as a user's newest, if its sequence is above that of the one they have; return
+        whether it was written."""
 
 
 class Folder:
@@ -139,18 +139,19 @@ def train_many(
 
     Args:
         bundle: of the base that is deployed. On a cluster it is at this path on every node.
-        users: a folder with a file of texts a user (`alice.jsonl`, `bob.txt`), a JSONL whose lines have
-        `user`
-            and `text`, or texts by user.
+        users: a folder with a file of texts for each user (`alice.jsonl`, `bob.txt`), a JSONL whose lines
+            have `user` and `text`, or texts by user.
         to: a folder for `publish`, or another place.
-        options: `under` and `whitening` are the shared vector's; without the latter, it is made of the users'
-            texts, and reported as an event. Budgets (minutes, steps) are none of it, nor is `evaluate`.
+        options: `under` and `whitening` are the shared vector's. Without a whitening, one is made of the
+            users' texts, and reported as an event. Budgets (`minutes`, `steps`), `lr`, `start` and
+            `evaluate` are ignored.
         signer: of the frames, or "crc32".
         evaluate: measure each user's gain by a run of its own that holds out a tenth of their texts. A vector
             that does not beat the shared one is not published.
         workers: processes, or actors; None: one process, or as many actors as the cluster has cores.
         ray: the address of a Ray cluster, as `ray.init` takes it (`auto`).
-        resume: go on with the report of a run that was interrupted, whose users are not tried again.
+        resume: go on with the report of a run that was interrupted. Users that it reports are not tried
+            again, also those that failed.
         record: the report, JSON lines; None: `to`.report.jsonl.
         report: called with events: `users` (how many, and how many are done), `whitening`, `stopping`.
 
@@ -263,7 +264,7 @@ class _ManyUsers:
         record: Path,
         resume: bool,
     ) -> Iterator[UserResult]:
-        """Yield what becomes of each user."""
+        """Yield each user's result."""
         record.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
@@ -305,7 +306,7 @@ class _ManyUsers:
     def _first(
         self, user: str, texts: Sequence[str] | TrainError, before: UserResult | None
     ) -> Job | UserResult:
-        """Return what there is to learn of a user, or why there is nothing."""
+        """Return the job of a user, or the result where there is nothing to learn."""
         why = ""
         if not is_portable(user) or user == DEFAULT_USER:
             why = f"{user[:80]!r} is not a valid user: {RULE}, and not {DEFAULT_USER!r}"
@@ -324,18 +325,18 @@ class _ManyUsers:
         return hashlib.sha256(json.dumps([*self._with, *texts]).encode()).hexdigest()
 
     def _there(self, row: UserResult) -> bool:
-        """Whether a user needs nothing more: the frame that a line of the report tells of has arrived, or a
-        newer one."""
+        """Whether the frame that a line of the report tells of has arrived, or a newer one. True where the
+        line tells of no frame, unless the user failed."""
         if row.status == "failed" or row.sequence is None:
             return row.status != "failed"
         try:
             found = self._target.last(row.user)
         except (TinyLoraError, OSError):
-            return False  # whoever writes there says what is wrong
+            return False  # publishing will meet the same error, and report it
         return found is not None and found >= row.sequence
 
     def _whiten(self, jobs: Sequence[Job], crew: Callable[[Options, int], Crew]) -> None:
-        """Make the whitening of users' texts, as many of each."""
+        """Make the whitening of the last texts of all users, as many of each."""
         each = -(-OTHERS // len(jobs))
         texts = tuple(text for job in jobs for text in job.texts[-each:])
         with closing(crew(for_whitening(self._options, self._bases), 1)) as workers:
@@ -346,11 +347,18 @@ class _ManyUsers:
         self._report({"event": "whitening", "data": made})
 
     def _answers(self, jobs: deque[Job], workers: Crew) -> Iterator[tuple[Job, Any]]:
-        """Yield the answers to jobs; one whose worker was lost is handed to another."""
+        """Yield the answers to jobs; a job whose worker was lost is given to another.
+
+        A run that is stopping waits for the jobs at hand, and gives none of those of users.
+        """
         lost: dict[str, int] = {}
         busy = 0
-        while busy or (jobs and not (self._stopping and jobs[0].user)):
-            while jobs and workers.free and not (self._stopping and jobs[0].user):
+
+        def more() -> bool:
+            return bool(jobs) and not (self._stopping and jobs[0].user)
+
+        while True:
+            while workers.free and more():
                 job = jobs.popleft()
                 try:
                     self._last[job.user] = self._target.last(job.user) if job.user else None
@@ -359,7 +367,7 @@ class _ManyUsers:
                     continue
                 workers.give(job)
                 busy += 1
-            if not busy and not jobs:
+            if not busy and not more():
                 return
             if (found := workers.take()) is None:
                 continue
@@ -373,7 +381,7 @@ class _ManyUsers:
             yield job, answer
 
     def _finish(self, job: Job, answer: Learned | Failed, log: IO[bytes]) -> UserResult:
-        """Publish what was learned of a user."""
+        """Publish what was learned of a user, and return their result, which the report has then."""
         row = UserResult(user=job.user, status="failed", texts=len(job.texts), data=self._digest(job.texts))
         if isinstance(answer, Failed):
             return _written(log, replace(row, why=answer.why))
@@ -409,9 +417,7 @@ class _Known:
                 lines = file.read().split(b"\n")
         except FileNotFoundError:
             return
-        for number, line in enumerate(
-            lines[:-1], 1
-        ):  # what is behind the last end of a line was not finished
+        for number, line in enumerate(lines[:-1], 1):  # the last one is empty, or was not finished
             try:
                 values = parse_json(line)
                 earlier = values.pop("earlier", False)
@@ -422,14 +428,15 @@ class _Known:
             (self._earlier.add if earlier else self._earlier.discard)(row.user)
 
     def of_this_run(self, there: Callable[[UserResult], bool]) -> set[str]:
-        """Return the users that the last run is done with: what it says of them is so."""
+        """Return the users that the last run is done with: those that failed, and those whose frames are
+        `there`."""
         own = [row for user, row in self.rows.items() if user not in self._earlier]
         return {row.user for row in own if row.status == "failed" or there(row)}
 
     def begin(self, resume: bool) -> IO[bytes]:
-        """Open the report to write at its end: that of the run before, or one that begins with what it
-        knew."""
-        with atomic_write(self._path, mode=0o600) as file:  # who the users are is theirs
+        """Write the report anew with what is known, as `earlier` unless the run resumes; return it, open to
+        append."""
+        with atomic_write(self._path, mode=0o600) as file:  # the names of users are private
             for user, row in self.rows.items():
                 earlier = not resume or user in self._earlier
                 file.write(_line(row, {"earlier": True} if earlier else {}))
@@ -441,7 +448,7 @@ def _line(row: UserResult, more: Mapping[str, Any]) -> bytes:
 
 
 def _written(log: IO[bytes], row: UserResult) -> UserResult:
-    """Write a line of the report durably."""
+    """Write a line of the report durably, and return its row."""
     log.write(_line(row, {}))
     log.flush()
     os.fsync(log.fileno())

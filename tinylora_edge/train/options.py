@@ -26,18 +26,18 @@ from ..writes import atomic_write
 METHODS: tuple[str, ...] = ("sft", "grpo")
 
 MINUTES = 5.0
-"""Of training, where neither steps nor minutes are given."""
+"""Minutes of training where neither steps nor minutes are given."""
 
 _FEWEST = 20
-"""Examples at least, so that there are some to choose a vector by and others to learn from."""
+"""Fewest examples of a task: some choose the vector, and the others are learned from."""
 
 Q4_FROM = 4
-"""Outputs of R from which entries are written in q4: with fewer, the scales cost what it saves."""
+"""Outputs of R from which on entries are written in q4: with fewer, scales take the bytes that it saves."""
 
 _INT8_FROM = 64
-"""Numbers from which a frame is int8, and not bf16: the bytes that it saves are more than those of its scale.
+"""Numbers from which on a frame is int8, and not bf16: it saves more bytes than its scale takes.
 
-One scale for all n costs about a hundredth of R's norm, and no answer that was seen.
+One scale for all n numbers changes R by about a hundredth of its norm, which changed no answer in tests.
 """
 
 
@@ -49,9 +49,9 @@ class Options:
         method: `sft` for cross-entropy on the task's answers, or `grpo`. None chooses: `sft` where every
             training sample has an answer, and with what that leaves of the budget `grpo`, where sampled
             answers differ in their reward.
-        steps: at most so many steps. Two runs of as many are the same, unless minutes end them.
-        minutes: at most so many minutes of training and its validations: a step that would pass them is not
-            begun, and one that still runs a quarter later is given up. 5 where neither steps nor minutes are
+        steps: most steps. Two runs of as many steps are the same, unless minutes end them.
+        minutes: most minutes of training and its validations. A step that would pass them is not begun, and a
+            step that still runs at 1.25 times the minutes is given up. 5 where neither steps nor minutes are
             given. The step size falls over the steps, or without them over the minutes.
         prompts: training prompts of a step.
         samples: completions of each prompt (GRPO).
@@ -62,8 +62,8 @@ class Options:
             takes `trainer.default_lr`.
         validation: prompts held back from training to choose the vector by, at least 2. None takes a fifth of
             the training samples, 8 to 48.
-        validate_every: steps between validations; where `steps` is not given, more of them where a validation
-            takes longer than half of these steps.
+        validate_every: steps between validations. Where `steps` is not given, a validation also waits until
+            the steps since the last one took twice as long as that one did.
         checkpoint_every: steps between checkpoints.
         keep: rehearse: the loss includes KL(base || v) on the base's own answers to general prompts. None
             rehearses in SFT alone.
@@ -77,11 +77,12 @@ class Options:
         keys: one of these has to verify `under`; without any, a checksum is enough.
         weights: GGUF or Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights in training: `bf16`, or `fp32` of twice the memory; None takes the faster one.
-        frame_dtype: of the frame that is written. None is q4 for entries of R of 4 outputs or more (not with
-            TRL), else int8 from 64 numbers on, else bf16. With `q2` and `q4`, for entries alone, validation
-            sees rounded values, and so does training in the last third, or once nothing gets better.
+        frame_dtype: of the frame that is written. None is `q4` for entries of R of 4 outputs or more (not
+            with TRL), else `int8` from 64 numbers on, else `bf16`. With `q2` and `q4`, for entries alone,
+            validation uses rounded values, and so does training in its last third, or once nothing gets
+            better.
         workers: threads, a core each; None takes every core.
-        sequence: of the frame that is written: higher than that of the vector that it replaces.
+        sequence: of the frame that is written; higher than that of the vector that it replaces.
         evaluate: measure the vector at the end (`eval.measure`).
     """
 
@@ -151,7 +152,7 @@ class Options:
     def split(self, task: Task) -> tuple[list[Sample], list[Sample]]:
         """Return the samples that choose the vector, and the samples to learn from.
 
-        The choice depends on the prompts alone, not on their order, which often is one by answer.
+        The choice depends on the prompts alone and not on their order, since data are often sorted by answer.
 
         TrainError: there are too few.
         """
@@ -167,7 +168,7 @@ class Options:
             raise TrainError(f"{held} prompts for validation: at least 2 are needed to tell luck from gain")
         ranks = [rank(sample) for sample in task.train]
         last = max(sorted(ranks)[:held], default=0.0)
-        chosen = {index for index in range(count) if ranks[index] <= last}  # all lines of a prompt
+        chosen = {index for index in range(count) if ranks[index] <= last}  # all samples of a prompt
         if count < (held := max(held, len(chosen))) + self.prompts:
             raise TrainError(
                 f"task {task.name} has {count} training prompts, but {held} for validation and "
@@ -218,14 +219,14 @@ class Phase:
     """One method's part of a run.
 
     Attributes:
-        start_score, best_score: validation reward of its start, and of what it found.
-        start_loss, best_loss: nats a token of the validation answers (SFT).
+        start_score, best_score: mean validation reward of its start, and of the vector that it found.
+        start_loss, best_loss: nats a token of the validation answers under the same (SFT).
         best_step: the step that the vector is from; 0 where none was better than the start.
         steps, seconds: steps done, and the seconds that they took with their validations.
         stopped: why it ended: `done`, `patience`, `silence`, `no signal`, or `interrupted`; `left out` where
             it did not begin.
         temperature: at which answers were drawn (GRPO).
-        why: why it was left out, or brought nothing.
+        why: why it was left out, or found nothing better.
         gaining: the budget ended it, and its last validation was the best.
     """
 
@@ -248,9 +249,9 @@ class Result:
     """The result of a run.
 
     Attributes:
-        vector: the last one whose validation was the highest, or within one standard error of it; the
+        vector: the last one whose validation was the highest so far, or within one standard error of it; the
             start where nothing was better.
-        phases: one a method, in order, each from the vector that the one before found.
+        phases: one for each method, in order. Each begins with the vector that the one before found.
     """
 
     vector: MicroVector
@@ -301,7 +302,7 @@ class Outcome:
     """The outcome of a run.
 
     Attributes:
-        path: the frame file, with its manifest beside it as `<name>.json`; of an interrupted run the folder
+        path: the frame file, with its manifest beside it as `<name>.json`; for an interrupted run the folder
             with its checkpoints.
         result: of training.
         measured: the measured figures, as the manifest has them.
@@ -321,7 +322,7 @@ def write_result(
     curve: list[dict[str, Any]],
     **more: Any,
 ) -> None:
-    """Write the manifest, with `more` keys, and then the frame, which so is never without its manifest."""
+    """Write the manifest, with the keys of `more`, and then the frame: no frame is without its manifest."""
     manifest: dict[str, Any] = {
         "tool": f"tinylora-edge {__version__}",
         "task": task.name,

@@ -35,14 +35,15 @@ from .adapter import Adapter, load_model, one_thread
 from .batches import REHEARSED_TOKENS, Answers, Rehearsal
 from .learner import Learner
 from .options import METHODS, MINUTES, Options, Outcome, Phase, Result, write_result
-from .texts import framing, in_full_steps, learn_task, make_whitening, whitening_path
+from .texts import framing, in_full_steps, learn_task, make_whitening, weights_of, whitening_path
 from .trainer import DIFFER, Trainer, read_checkpoint
 
 _ANY = ("minutes", "rank", "numbers", "checkpoint_every", "keys", "sequence", "evaluate", "whitening")
 """Options that may differ in a resumed run: whatever rank or numbers say, the basis has to be the same."""
 
 _ALIKE = 0.02
-"""Most that untrained rows differ by, relative to their length: .004 in Qwen2.5-Coder, trained ones .4."""
+"""Largest distance of two untrained rows of the output layer, relative to their length. In Qwen2.5-Coder
+untrained rows are .004 apart, and trained ones .4."""
 
 _USED_UP = 0.8
 """Share of the budget which, once used, leaves GRPO no time to find a temperature and learn."""
@@ -79,8 +80,8 @@ def train(
         report: called with the metrics of every step, and with events.
 
     Raises:
-        TrainError: the task or the options do not work out, or nothing better than the base was found; the
-            message says which and what to do.
+        TrainError: the task and the options do not go together, or nothing better than the base was found;
+            the message says what to do.
         BasisError: the bundle has no basis of the rank or the numbers that are asked for.
         VectorError: the shared vector is refused, or the start has another number of values than the basis.
         BaseMismatchError: the base is not one that the factors were exported for.
@@ -114,7 +115,8 @@ def train(
         if better := vector.values.any():
             write_result(*written, outcome, run.curve, data=about)
         ends = [phase.stopped for phase in result.phases]
-        # A method whose minutes were over goes on with more. The methods behind it began from its end.
+        # The checkpoint of a method whose minutes were over is kept, so that it can go on with more minutes.
+        # Later methods began from its end: their checkpoints go.
         over = "done" in ends and result.steps != options.steps
         kept = 1 + ends.index("done") if over and not better else 0
         for method, path in checkpoints.items():
@@ -158,8 +160,8 @@ def chosen_methods(task: Task, options: Options) -> list[str]:
 class _Run:
     """The phases of a run, one after the other, over engines that all of them use.
 
-    Each method has a checkpoint. Where that of the first exists already, it is of this run, or it is refused
-    before a model is loaded. `stack` closes the engines, in reverse order.
+    Each method has a checkpoint. A first method's checkpoint that is of another run is refused before a model
+    is loaded. `stack` closes what the run opens.
     """
 
     def __init__(
@@ -176,7 +178,7 @@ class _Run:
         self.curve: list[dict[str, Any]] = []
         self._methods, self._checkpoints, self._stack, self._report = methods, checkpoints, stack, report
         self._trainer: Trainer | None = None
-        self._known: NDArray[np.float64] | None = None  # validation of what the last phase found
+        self._known: NDArray[np.float64] | None = None  # validation rewards of what the last phase found
         options.split(task)
         self.threads = options.workers or cores()
         stack.enter_context(one_thread())
@@ -191,14 +193,10 @@ class _Run:
         shared = None
         if options.under is not None:
             shared = admit(options.under, bundle.bases, Policy(keys=options.keys), beneath=True)
-        if options.weights is None and bundle.base == bundle.onnx:
-            raise TrainError(
-                f"the bundle of {bundle.basis_path} has an ONNX graph, and no weights to learn on: name the "
-                "GGUF that it was made from, or a directory of the original weights, with --weights"
-            )
+        weights = weights_of(bundle, options)
         deployed = runtime.load(bundle, n_ctx=64, n_threads=self.threads)
         self.deployed = stack.enter_context(closing(deployed))
-        self._model = load_model(options.weights or bundle.base, options.dtype)
+        self._model = load_model(weights, options.dtype)
         self.task = fitted(in_own_form(task, deployed, self._model), deployed)
         room = self._room()
         self._general: list[NDArray[np.int32]] = []
@@ -294,7 +292,7 @@ class _Run:
         return max(of_steps, of_minutes) > _USED_UP
 
     def _room(self) -> int:
-        """Return the tokens of the longest prompt with what is drawn or learned behind it."""
+        """Return the tokens of the longest prompt with its answer, drawn or learned."""
         llm, longest, task = self.deployed, 0, self.task
         for name, samples in (("train", task.train), ("held_out", task.held_out)):
             for number, sample in enumerate(samples):
@@ -315,9 +313,9 @@ class _Run:
 def in_own_form(task: Task, llm: PersonalizedModel, model: Any) -> Task:
     """Return a task whose calls are in a form that the model, in transformers `model`, can learn to write.
 
-    Qwen2.5-Coder has a token `<tool_call>` that was never trained: its row of the output layer is that of the
-    vocabulary's unused end, so that no vector makes it likelier than those hundreds. Such a model writes a
-    call as a fence of JSON, which is heard too. TrainError: an answer is more than one call.
+    Qwen2.5-Coder has a token `<tool_call>` that was never trained. Its row of the output layer is that of
+    hundreds of unused tokens, so that no vector makes it likelier than those. Such a model writes a call as a
+    fence of JSON, which is recognized too. TrainError: an answer is more than one call.
     """
     tag, *more = llm.chat_tokenizer.encode_plain(CALL_BEGIN)
     tagged = [sample for sample in task.train if CALL_BEGIN in str(sample.answer)]
@@ -395,10 +393,14 @@ def nothing_found(
 
 @contextmanager
 def run_folder(output: Path, *, lead: bool = True) -> Iterator[Path]:
-    """Make `output`.run for the processes of one run; TrainError for another run. Its lead process holds the
-    lock, and removes the folder at the end where no checkpoint is in it."""
+    """Make the folder `output`.run for all processes of a run, and yield it.
+
+    The lead process locks it, and at the end removes it where no checkpoint is in it. TrainError: something
+    is at the output already, or another run holds the lock.
+    """
     folder, manifest = (output.with_name(f"{output.name}.{end}") for end in ("run", "json"))
-    for path in (output, *([] if folder.is_dir() else [manifest])):  # a killed run may have written that
+    # A manifest beside a run's folder is that of a run that was killed before it wrote the frame.
+    for path in (output, *([] if folder.is_dir() else [manifest])):
         if path.exists():
             raise TrainError(f"{path} exists already: choose another output, or remove it first")
     if not output.absolute().parent.is_dir():
@@ -419,18 +421,18 @@ def run_folder(output: Path, *, lead: bool = True) -> Iterator[Path]:
         finally:
             lock.close()
             for path in (*folder.glob("*"), folder):
-                with suppress(OSError):  # it holds something
+                with suppress(OSError):  # a file, or a folder that holds something
                     path.rmdir()
 
 
 def identity(task: Task, basis: Basis, options: Options) -> dict[str, Any]:
-    """Return what a resumed run must share with that of the checkpoint; `options` are the method's own."""
+    """Return what a resumed run must share with the run of the checkpoint; `options` are the method's own."""
     rows = [[each.prompt, each.answer, each.raw, each.tools, dict(each.data)] for each in task.train]
-    # A program's own objects count by their type alone: their texts may differ between processes.
+    # Objects that are no JSON count by their type alone: their `repr` may differ between processes.
     samples = json.dumps(rows, default=lambda value: type(value).__name__, skipkeys=True)
     prior, shared = basis.projection.prior, ("preamble", "schema", "max_tokens", "temperature")
     return {
-        "task": Path(task.name).name,  # wherever it lies
+        "task": Path(task.name).name,  # not its folder: the file may have been moved
         "reward": name_of(task.reward),
         "prompts_sha256": hashlib.sha256(samples.encode()).hexdigest(),
         "basis": basis.digest,

@@ -1,10 +1,10 @@
 """A user's own texts, learned on a shared vector in a few full steps: in seconds, with no text held back.
 
-A full step goes by one gradient over all of the texts, or as many as `TOKENS` allows, in whitened
-coordinates (`learner.whitened`). These come from texts of others: they are made once for the shared vector,
-and lie beside it in a file of second moments. v goes against the gradient with its singular values made
-equal (`ModuleWhitening.direction`), by steps of known lengths in R that become shorter. So few steps cannot
-go far wrong: nothing is validated, and every text is learned from.
+A full step follows one gradient over all of the texts, or as many as `TOKENS` allows, in whitened coordinates
+(`learner.whitened`). These come from texts of others: they are made once for the shared vector, and lie
+beside it in a file of second moments. A step goes against the gradient with its singular values made equal
+(`ModuleWhitening.direction`), and has a known length in R, shorter from step to step. So few steps cannot go
+far wrong: nothing is validated, and every text is learned from.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .. import runtime
 from ..basis import Bases, Basis
 from ..errors import TrainError
 from ..eval.measure import Evaluation, held_out
-from ..formats.bundle import BundleOrPath, load_bundle
+from ..formats.bundle import Bundle, BundleOrPath, load_bundle
 from ..jsonio import parse_json
 from ..process import cores
 from ..projection import Whitening
@@ -41,33 +41,35 @@ from .learner import Group, Learner, ModuleWhitening, coordinates, rounded, toke
 from .options import Q4_FROM, Options, Outcome, Phase, Result, write_result
 
 Moments = list[list[NDArray[np.float64]]]
-"""Of each module the second moments of A x, [q, q], and of B' d, [p, p]: `Learner.moments`."""
+"""For each module the second moments of A x, [q, q], and of B' d, [p, p]: `Learner.moments`."""
 
 LENGTHS = 6.0, 4.0, 3.0, 2.0, 1.5
-"""Of the full steps, in R (its Frobenius norm)."""
+"""Lengths of the full steps: the Frobenius norm of each step in R."""
 
 PLAIN = 0.1
-"""Share of these lengths where R is not whitened: by whole ones 840 numbers lost to the shared vector."""
+"""Share of these lengths that steps have where R is not whitened. With whole lengths, vectors of 840 numbers
+were worse than the shared vector alone."""
 
 MOMENTUM = 0.3
-"""Share of the gradients before that stays in a step's own."""
+"""Share of the sum of earlier gradients that is added to a step's own gradient."""
 
 TOKENS = 15
-"""Of a text in a step, the mean at most, where there are 100 texts or more: of longer ones a step takes a
-part, and the next step the next one. So 100 texts have a bound in time."""
+"""Tokens of a step for each text of the user, counted as 100 texts where there are fewer. Where the texts
+have more tokens, a step takes as many texts as fit, and the next step the next ones: this bounds the time of
+a step."""
 
 FEWEST = 20
-"""Texts of a user at least."""
+"""Fewest texts of a user."""
 
 MOST = 1000
-"""Texts of a user that are learned, the last ones: so a user has a bound in time."""
+"""Most texts of a user that are learned, the last ones: this bounds a user's time."""
 
 OTHERS = 256
-"""Texts of others that the moments come from."""
+"""Most texts of others that the moments come from."""
 
 _OWN_BUDGET = "minutes", "steps", "lr", "start"  # options of the trainer's loop
 
-_HELD_OUT = 10  # of so many texts one is held out, where a gain is to be known; 5 at least
+_HELD_OUT = 10  # where a gain is measured, one of so many texts is held out, and 5 texts at least
 
 
 def steps_of(texts: int) -> int:
@@ -96,8 +98,8 @@ class Learned:
         losses: nats a token of each step's texts, before it.
         tokens: of all texts.
         seconds: of learning, and of measuring where that was asked for.
-        measured: without the vector of the user's own, and with it: rewards of held-out texts (minus nats a
-            token), by a run of its own that did not learn from these; None where none is asked for.
+        measured: rewards of held-out texts (minus nats a token), without and with a vector of the user's own
+            that was learned from the other texts alone; None where it was not asked for.
     """
 
     values: NDArray[np.float32]
@@ -108,13 +110,12 @@ class Learned:
 
     @property
     def gain(self) -> float | None:
-        """Nats a token that the vector is better by on held-out texts, the mean over these."""
+        """Nats a token by which the vector is better on held-out texts, the mean over them."""
         return None if self.measured is None else float((self.measured[1] - self.measured[0]).mean())
 
 
 class Texts:
-    """A model with a shared vector, on which texts of one user after another are learned. Close it in the
-    end.
+    """A model with a shared vector, on which texts of one user after another are learned; close it at last.
 
     Attributes:
         basis: of the vectors that are learned.
@@ -133,14 +134,9 @@ class Texts:
             stack.enter_context(one_thread())
             policy = Policy(keys=options.keys)
             self.shared = admit(options.under or b"", found.bases, policy, beneath=True)
-            if options.weights is None and found.base == found.onnx:
-                raise TrainError(
-                    f"the bundle of {found.basis_path} has an ONNX graph, and no weights to learn on: name "
-                    "the GGUF that it was made from, or a directory of the original weights, with --weights"
-                )
-            threads = options.workers or cores()
+            weights, threads = weights_of(found, options), options.workers or cores()
             self.llm = stack.enter_context(closing(runtime.load(found, n_ctx=64, n_threads=threads)))
-            model = load_model(options.weights or found.base, options.dtype)
+            model = load_model(weights, options.dtype)
             adapter = stack.enter_context(Adapter(model, self.basis, self.shared))
             self.learner = Learner(model, adapter, temperature=1.0, workers=threads)
             stack.callback(self.learner.close)
@@ -190,7 +186,7 @@ class Texts:
         measured: Sequence[Sample] = (),
         report: Report = lambda metrics: None,
     ) -> Learned:
-        """Learn texts; where some are to be `measured`, a run of its own leaves these out first.
+        """Learn texts. Where some are to be `measured`, a vector is first learned from the others alone.
 
         TrainError: they are too few, or one is too long.
         """
@@ -246,11 +242,23 @@ class Texts:
         return np.array([float(each.double().mean()) for each in self.learner.measure(groups)])
 
 
-def learn_task(bundle: BundleOrPath, task: Task, output: Path, options: Options, report: Report) -> Outcome:
+def weights_of(bundle: Bundle, options: Options) -> str | Path:
+    """Return the weights to learn on: those that options name, or the deployed GGUF. TrainError: there is
+    neither."""
+    if options.weights is None and bundle.base == bundle.onnx:
+        raise TrainError(
+            f"the bundle of {bundle.basis_path} has an ONNX graph, and no weights to learn on: name the GGUF "
+            "that it was made from, or a directory of the original weights, with --weights"
+        )
+    return options.weights or bundle.base
+
+
+def learn_task(bundle: Bundle, task: Task, output: Path, options: Options, report: Report) -> Outcome:
     """Learn a user's texts, and write their frame with its record: `train` in full steps.
 
-    What the data themselves hold out is measured, where a gain is to be known, or else a tenth of the texts.
-    TrainError: there are too few texts, or the vector does not beat the shared one on those held out.
+    With `options.evaluate` the gain is measured, on the texts that the data hold out, or on a tenth where the
+    data do not say. TrainError: there are too few texts, or the vector does not beat the shared one on those
+    held out.
     """
     own = [*task.train, *task.drawn]
     measured = (tenth(own) if task.drawn else [*task.held_out]) if options.evaluate else []
@@ -280,7 +288,7 @@ def learn_task(bundle: BundleOrPath, task: Task, output: Path, options: Options,
 
 
 def tenth(samples: Sequence[Sample]) -> list[Sample]:
-    """Return a tenth of texts, 5 at least, chosen by their hashes: equal ones are on one side."""
+    """Return a tenth of texts, 5 at least, chosen by their hashes: equal texts are all in it or all not."""
     ranks = sorted({rank(sample) for sample in samples})
     last = ranks[min(max(5, len(samples) // _HELD_OUT), len(ranks)) - 1]
     return [sample for sample in samples if rank(sample) <= last]
@@ -289,7 +297,7 @@ def tenth(samples: Sequence[Sample]) -> list[Sample]:
 def record_of(
     measured: tuple[NDArray[np.float64], NDArray[np.float64]], prompts: Sequence[int], size: int
 ) -> dict[str, Any]:
-    """Return what was measured as the records of runs have it."""
+    """Return the section of a run's record on what was measured."""
     arms, found = {}, [Evaluation(scores, [""] * len(scores)) for scores in measured]
     for name, each, sent in zip(("beneath", "vector"), found, (0, size), strict=True):
         facts = {"mean": each.mean, "standard_error": each.standard_error, "tokens": fmean(prompts)}
@@ -299,8 +307,8 @@ def record_of(
     return {"unit": "nats a token", "arms": arms, "held_out": held_out(*found), "unmeasured": unmeasured}
 
 
-# The file beside a shared vector: second moments of 256 texts of others, which the whitening is made of. It
-# is of safetensors, in float16, each moment divided by its trace; leading corners of them serve every size.
+# The file beside a shared vector, from which the whitening is computed: second moments of 256 texts of
+# others, as safetensors in float16, each divided by its trace. Every size of R uses leading corners of them.
 
 
 def whitening_path(under: Path) -> Path:
@@ -315,7 +323,7 @@ def make_whitening(bundle: BundleOrPath, options: Options, samples: Sequence[Sam
 
 
 def for_whitening(options: Options, bases: Bases) -> Options:
-    """Return options for `Texts.whitening`: the moments of all that was baked, which every size is cut of."""
+    """Return options for `Texts.whitening`: moments of all baked directions, from which sizes are cut."""
     whole: dict[str, Any] = {"rank": bases.factors.shape, "numbers": None, "whitening": None, "start": None}
     return replace(options, frame_dtype=None, **whole)
 
@@ -326,12 +334,9 @@ def read_whitening(data: bytes, basis: Basis, shared: AdmittedVector) -> Moments
         tensors = safetensors.numpy.load(data)
         length = int.from_bytes(data[:8], "little")
         about = parse_json(data[8 : 8 + length]).get("__metadata__", {})
-        shapes = list(reversed(basis.shape))  # inputs first
+        sizes = dict(zip(_SIDES, reversed(basis.shape), strict=True))
         found = [
-            [
-                tensors[f"{module}.{side}"][:size, :size].astype(np.float64)
-                for side, size in zip(_SIDES, shapes, strict=True)
-            ]
+            [tensors[f"{module}.{side}"][:n, :n].astype(np.float64) for side, n in sizes.items()]
             for module in basis.modules
         ]
     except Exception as error:  # whatever the library raises of damaged bytes

@@ -31,36 +31,39 @@ from .learner import Group, Learner, ModuleWhitening, rounded, whitened, work_of
 from .options import Options, Phase
 
 _BETAS = 0.9, 0.99
-_ANNEAL = 0.1  # step size of the last step over that of the first
-_CLIP = 2.0  # times the median norm of the last gradients
-_CLIP_WINDOW = 10
+_ANNEAL = 0.1  # step size of the last step, relative to the first
+_CLIP = 2.0  # largest norm of a gradient, relative to the median of the last ones
+_CLIP_WINDOW = 10  # gradients in that median
 _TOLERANCE = 0.2  # how far validation may fall below the best before training goes back to it
-_LOWER = 0.99  # times the lowest loss: what counts as better
-_EXPLOSION = 0.5  # nats a token above twice the lowest loss: a collapse
+_LOWER = 0.99  # a loss counts as better below this share of the lowest one
+_EXPLOSION = 0.5  # a loss of so many nats a token above twice the lowest one is a collapse
 _PATIENCE = 4  # validations in a row without a better one, after which SFT ends
-_APART = 2  # seconds of steps between validations, for each second of the last one
-_GRACE = 1.25  # times the minutes: a step that still runs then is given up
-_FEW = 40  # steps, in which most tasks are learned (docs/EVIDENCE.md)
-_PROBE = 64  # tokens of a prompt, and of an answer, in the pass that a run's time is estimated by
+_APART = 2  # seconds of steps between validations, for each second that the last validation took
+_GRACE = 1.25  # a step that still runs at so many times the minutes is given up
+_FEW = 40  # steps in which most tasks are learned (docs/EVIDENCE.md)
+_PROBE = 64  # most tokens of a prompt, and of an answer, in the pass that a run's time is estimated from
 _SILENT = 2  # steps in a row without signal, after which the user is told
 _SILENCE = 10  # steps in a row without signal, after which GRPO ends
-ROUNDED = 2 / 3  # of a run, after which gradients are taken at rounded values
+ROUNDED = 2 / 3  # share of a run, after which gradients are taken at rounded values
 DIFFER = 0.25  # share of the groups whose rewards must differ for GRPO to be worth its time
 _HOTTER = 1.0, 1.3  # temperatures to try above a task's own
-_LENGTHS = {"sft": 1.75, "grpo": 0.5}  # of a first step, in R
-_MOVES = 0.5  # nats a token by which a first step of SFT moves what the model predicts
-_POWER = 1.6  # of the step size that these nats rise with, about: 2 where it is short, 1.3 where it is long
-_TRIES = 4  # of a step size, until these nats are near
-_NEAR = math.log(2)  # of times too much or too little: a step size that is as near is not measured again
-_FARTHEST = math.log(4)  # of times longer or shorter than what was tried before
+_LENGTHS = {"sft": 1.75, "grpo": 0.5}  # Frobenius norm in R of a method's first step
+
+# The step size of SFT: see `fitted_lr`.
+_MOVES = 0.5  # nats a token by which the first step is to change what the model predicts
+_POWER = 1.6  # these nats rise with this power of the step size: about 2 for short steps, 1.3 for long ones
+_TRIES = 4  # step sizes that are tried at most
+_NEAR = math.log(2)  # once the nats are within this factor of `_MOVES`, the next step size is not tried
+_FARTHEST = math.log(4)  # largest factor between a step size and the next one
 
 
 def default_lr(basis: Basis, method: str) -> float:
-    """Return a step size by which a first step has one length in R for all bases.
+    """Return the step size with which the first step has the same length in R for all bases.
 
-    Adam's first step is +-lr in each of the n numbers. In R its Frobenius norm is lr |P| in the mean, P being
-    the map v -> R. R is relative to the singular values (R = x I scales the leading part of a weight by
-    1 + x), so its unit is the same in every module. The lengths are the best of grids (docs/EVIDENCE.md).
+    Adam's first step is +-lr in each of the n numbers. Its root mean square length in R is lr |P|, P being
+    the map from coordinates to R. R is relative to the singular values (R = x I scales the leading part of a
+    weight by 1 + x), so its unit is the same in every module. The lengths were the best of a grid
+    (docs/EVIDENCE.md).
     """
     return _LENGTHS[method] / basis.projection.norm
 
@@ -71,16 +74,16 @@ def fitted_lr(
     groups: Sequence[Group],
     grad: NDArray[np.float32],
 ) -> float:
-    """Return the step size of SFT that fits a model, a size and a task: a first step moves what the model
-    predicts by `_MOVES` on the step's own answers.
+    """Return the step size of SFT that fits a model, a basis and a task: with it the first step changes the
+    model's predictions on the step's own answers by about `_MOVES` (KL divergence).
 
-    The best length in R differs twofold between models, and hardly in these nats (docs/EVIDENCE.md).
+    The best length in R differs twofold between models, and the best KL hardly (docs/EVIDENCE.md).
 
     Args:
         learner: its adapter has v at the start, and has it again afterwards.
-        coordinates: of the steps.
+        coordinates: of steps.
         groups: of the first step.
-        grad: its gradient by the coordinates, [n].
+        grad: gradient of the first step by the coordinates, [n].
     """
     adapter, lr = learner.adapter, default_lr(learner.adapter.basis, "sft")
     with torch.no_grad():
@@ -88,7 +91,7 @@ def fitted_lr(
     power, last = _POWER, (0.0, 0.0)
     for number in range(_TRIES):
         adapter.set(adapter.basis.bounded(start - coordinates.values(np.float32(lr) * np.sign(grad))))
-        moved = learner.apart(groups, r)  # NaN where the step is far too long
+        moved = learner.apart(groups, r)  # not finite where the step is far too long
         away = math.log(max(moved if math.isfinite(moved) else 1e9, 1e-9) / _MOVES)
         if number and away != last[1]:
             power = min(max((away - last[1]) / (math.log(lr) - last[0]), 1.0), 4.0)
@@ -103,11 +106,11 @@ def fitted_lr(
 class Trainer:
     """The loop that trains v, held by the learner's adapter, with the method in the options.
 
-    `answers` are those to learn from, and to the validation prompts, which are not trained on
-    (`Options.split`). Where `checkpoint` exists it goes on from there: `identity` is what both must share.
-    If its minutes were over, more of them let it go on, unless another method has begun from its end:
-    `followed`. GRPO begins only if some groups, and at least the share `needed`, differ in their rewards.
-    `known` are the rewards of its start, where that has been validated.
+    `answers` gives the answers to learn from, and those to the validation prompts, which are not trained on
+    (`Options.split`). Where `checkpoint` exists, the loop goes on from there; `identity` is what both runs
+    must share. A checkpoint whose minutes were over goes on with more minutes, unless another method has
+    begun from its end (`followed`). GRPO begins only if the rewards differ in some groups, and at least in
+    the share `needed` of them. `known` are the validation rewards of the start, where it has been validated.
 
     Raises:
         TrainError: the task has too few prompts, or the checkpoint is damaged, or of another run.
@@ -149,9 +152,9 @@ class Trainer:
         self._stop = False
         self._answered: Callable[[], None] = lambda: None
         self._validated = self.state.step  # the last step with a validation
-        self._since, self._took = 0.0, 0.0  # seconds of steps since, and of that validation
-        self._longest = 0.0  # seconds of a step
-        self._once = 0.0  # seconds of a step that no other one takes again
+        self._since, self._took = 0.0, 0.0  # seconds of the steps since then, and of that validation
+        self._longest = 0.0  # seconds of the longest step
+        self._once = 0.0  # seconds in the present step of work that is done once a run
 
     def stop(self) -> None:
         """End the run after the current step and save its state; safe to call from a signal handler."""
@@ -204,7 +207,7 @@ class Trainer:
             took = time.monotonic() - began
             state.seconds += took
             self._since += took
-            # The first one's answers are those that found the temperature.
+            # The first step of GRPO draws nothing: its answers were drawn to find the temperature.
             whole = max(took, metrics.get("draw_s", 0.0) + metrics["learn_s"])
             self._longest = max(self._longest, whole - self._once)
             self._once = 0.0
@@ -230,7 +233,8 @@ class Trainer:
         """Return the rewards of greedy answers to the validation prompts, and the loss on the given ones.
 
         Returns:
-            float64 [prompts], of texts minus the nats a token; nats a token, 0 where the method is not SFT.
+            rewards, float64 [prompts]: of texts, minus the nats a token. The loss in nats a token, 0 where
+            the method is not SFT.
         """
         task, loss = self._answers.task, 0.0
         if self._sft:
@@ -241,11 +245,13 @@ class Trainer:
             loss = -float(sums.sum() / counts.sum())
             if is_text(task.reward):
                 return sums / counts, loss
-        more: dict[str, Any] = {"samples": self._validation, "answered": self._answered}
-        return evaluate(self._answers.batch, task, self._vector(v), **more).scores, loss
+        found = evaluate(
+            self._answers.batch, task, self._vector(v), samples=self._validation, answered=self._answered
+        )
+        return found.scores, loss
 
     def _begin(self, write: Report, report: Report) -> None:
-        """Judge the start, of which nobody knows yet how long it takes."""
+        """Validate the start, and report its progress: how long that takes is not known yet."""
         state, began, done = self.state, time.monotonic(), itertools.count(1)
         what = {
             "event": "measuring",
@@ -264,7 +270,8 @@ class Trainer:
         write({"event": "start", "validation": state.start_score, **losses, "validate_s": took})
 
     def _foresee(self, seconds: float) -> None:
-        """Time a short pass, and refuse seconds too few for one step and a validation before and after it."""
+        """Time a short pass. TrainError: by that, a step with validations before and after it takes more than
+        the seconds."""
         began, one = time.monotonic(), np.ones(1, np.float32)
         chosen = self._held[: self.learner.workers]
         probe = [Group(each.prompt[-_PROBE:], [each.completions[0][:_PROBE]], one) for each in chosen]
@@ -272,9 +279,9 @@ class Trainer:
         self.learner.gradient(probe)
         a_token = (time.monotonic() - began) / work_of(probe)
         held, prompts, tokens = len(self._held), self.options.prompts, work_of(self._held)
-        # Without a gradient a token takes about a third.
+        # The two validations: without a gradient a token takes about a third of the time.
         needed = a_token * tokens * (2 / 3 + prompts / held)
-        about = float(f"{needed / 60:.2g}")  # two digits, and no exponent below a million
+        about = float(f"{needed / 60:.2g}")  # two digits; below a million `,g` writes no exponent
         if needed > seconds:
             raise TrainError(
                 f"{seconds / 60:g} minutes are too few for these answers: to measure {held} held-back ones, "
@@ -284,7 +291,7 @@ class Trainer:
             )
 
     def _tell_if_few(self, write: Report) -> None:
-        """Tell the user, once the first step shows how long one takes, if the minutes have room for few.
+        """Tell the user after the first step if, by its time, the minutes have room for few steps.
 
         A second method tells nothing: it has the minutes that are left, and all that it finds is a gain.
         """
@@ -300,7 +307,7 @@ class Trainer:
             write({"event": "few", **found, **reach})
 
     def _find_temperature(self, report: Report) -> None:
-        """Draw at rising temperatures until sampled answers differ in their reward, and learn at that one."""
+        """Draw at rising temperatures until enough groups differ in their rewards, and learn at that one."""
         state, began = self.state, time.monotonic()
         if not state.temperature:
             shares: dict[float, float] = {}
@@ -321,7 +328,7 @@ class Trainer:
         self._answers.temperature = self.learner.temperature = state.temperature
 
     def _due(self) -> bool:
-        """Whether to validate now. Where minutes end a run, at most a third of them is for validation."""
+        """Whether to validate now. Where minutes end a run, validations get about a third of them at most."""
         steps, every = self.state.step, self.options.validate_every
         if self.options.steps is not None:  # so that two runs of so many steps are the same
             return steps % every == 0
@@ -364,7 +371,7 @@ class Trainer:
     def _step(self) -> dict[str, Any]:
         state = self.state
         state.rounded = state.rounded or self._used() >= ROUNDED
-        at = self._rounded(state.v) if state.rounded else state.v
+        at = self._rounded() if state.rounded else state.v
         vector, samples, seed = self._of_step(state.step, at)
         if self._sft:
             groups = self._answers.given(samples)
@@ -385,7 +392,7 @@ class Trainer:
         return metrics
 
     def _learn(self, groups: list[Group], at: NDArray[np.float32]) -> dict[str, Any]:
-        """Step by the gradient at v, or at what v is rounded to (a straight-through estimate)."""
+        """Step by the gradient `at` v, or at what v is rounded to (a straight-through estimate)."""
         state, options = self.state, self.options
         self.learner.adapter.set(at)
         result: dict[str, Any] = {}
@@ -422,10 +429,9 @@ class Trainer:
         return found
 
     def _update(self, grad: NDArray[np.float32], lr: float) -> None:
-        """One step of Adam (Kingma & Ba, 2015).
+        """Take one step of Adam (Kingma & Ba, 2015) in the coordinates of `whitened`.
 
-        Its steps are equally long in every coordinate, so they are taken in coordinates z in which all
-        directions count alike (`whitened`): the gradient and both moments are by z, the step goes to v.
+        The gradient and Adam's moments are by these coordinates; the step is added to v.
         """
         state = self.state
         state.updates += 1
@@ -438,13 +444,14 @@ class Trainer:
         fixed = getattr(self.learner.adapter.under, "r", None)
         state.v = self.basis.bounded(state.v - step, fixed).astype(np.float32)
 
-    def _rounded(self, v: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return what the frame will hold of v, where it has few bits a number."""
-        dtype = self.options.frame_dtype
+    def _rounded(self) -> NDArray[np.float32]:
+        """Return v as its frame will hold it in `q2` or `q4`; else v itself."""
+        v, dtype = self.state.v, self.options.frame_dtype
         return rounded(self._coordinates(), v, dtype, self.basis) if dtype in BITS else v
 
     def _coordinates(self) -> Whitening | ModuleWhitening:
-        """Return the coordinates of steps, from start and first prompts alone: the same in a resumed run."""
+        """Return the coordinates of steps. They depend on the start and the first prompts alone, so that a
+        resumed run has the same."""
         if self._whitening is None:
             began = time.monotonic()
             self.learner.adapter.set(self._start)
@@ -454,27 +461,27 @@ class Trainer:
         return self._whitening
 
     def _likely(self) -> list[Group]:
-        """Return answers whose likelihood says which directions matter."""
+        """Return the answers whose likelihood gives the coordinates of steps."""
         if self._sft:
             return self._answers.given(self._pick(0, min(WHITENED, len(self._train))))
         groups, _ = self._answers.drawn(*self._of_step(0, self._start))
         return groups[: max(1, WHITENED // self._answers.each)]
 
     def _judge(self, write: Report) -> dict[str, float]:
-        """Validate; keep what is as good as the highest so far, or go back from a collapse.
+        """Validate v. Keep it where it is as good as the highest so far; go back to the best from a collapse.
 
         Of two vectors whose rewards differ by no more than chance, SFT keeps the one with the lower loss:
-        where the reward is still 0 everywhere, that is progress.
+        where the reward is still 0 everywhere, a lower loss is progress.
         """
         state, began = self.state, time.monotonic()
-        v = self._rounded(state.v)
+        v = self._rounded()
         scores, loss = self.validate(v)
         score, top = float(scores.mean()), float(state.top_scores.mean())
         if self._sft:
             better = score > state.best_scores.mean() or loss < state.best_loss
         else:
             better = score > state.start_score
-        # Long first steps may raise the loss before it falls: that costs no patience in half the budget.
+        # Long first steps may raise the loss before it falls: in half the budget that costs no patience.
         early = state.lowest_loss >= state.start_loss and self._used() < 0.5
         progress = score > top or loss < _LOWER * state.lowest_loss
         state.stale = 0 if progress or early else state.stale + 1
@@ -502,7 +509,7 @@ class Trainer:
         state.m, state.s = np.zeros_like(state.m), np.zeros_like(state.s)
 
     def _lose_patience(self) -> None:
-        """End, or learn on with few bits a number, where that has not begun yet."""
+        """End the run; or, with `q2` or `q4`, go on from the best vector with gradients at rounded values."""
         if self.state.rounded or self.options.frame_dtype not in BITS:
             self.state.stopped = "patience"
             return
@@ -516,7 +523,7 @@ class Trainer:
         return self._vector(v), self._pick(step, self.options.prompts), (self.options.seed, 1, step)
 
     def _pick(self, step: int, size: int) -> list[Sample]:
-        """Return so many prompts of a step."""
+        """Return `size` prompts of a step."""
         return [self._train[i] for i in picked(len(self._train), step, size, (self.options.seed, 3))]
 
 
@@ -526,10 +533,10 @@ def paced(step: float, validation: float, every: int) -> float:
 
 
 def _reach(steps: int) -> float:
-    """Return how far steps of SFT lower the loss, up to a factor.
+    """Return how far so many steps of SFT lower the loss, up to a constant factor.
 
-    In the records of 8 columns (benchmarks/results: public, outputs) 5, 10 and 20 steps have .6 to .75, .8 to
-    .9 and .9 to 1 of what 40 have.
+    In the records of 8 columns (benchmarks/results: public, outputs) 5, 10 and 20 steps lower it by .6 to
+    .75, .8 to .9 and .9 to 1 of what 40 steps do.
     """
     return min(steps, _FEW) / (min(steps, _FEW) + 4)
 
@@ -554,7 +561,7 @@ class TrainState:
     step: int = 0
     lr: float = 0.0
     minutes: float | None = None  # that the method has
-    seconds: float = 0.0  # spent on steps and validations
+    seconds: float = 0.0  # spent on steps, validations, and finding a temperature
     best_step: int = 0
     start_score: float = float("-inf")
     start_loss: float = 0.0  # nats a token of the validation answers, where SFT measures them
@@ -564,7 +571,7 @@ class TrainState:
     signal: bool = False  # whether any step had a group to learn from
     silent: int = 0  # steps without signal in a row
     stale: int = 0  # validations in a row that found nothing better
-    rounded: bool = False  # whether gradients are taken at what the frame holds of v
+    rounded: bool = False  # whether gradients are taken at v as its frame holds it
     stopped: str = ""  # why the run ended; empty while it goes on
     norms: list[float] = field(default_factory=list)  # of the last gradients, for the clip
     curve: list[dict[str, Any]] = field(default_factory=list)

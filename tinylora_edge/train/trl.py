@@ -59,7 +59,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError("the TRL engine", str(error.name), "train") from None
 
-_COMPARED = 64  # prompts whose tokens are compared with the deployed engine's
+_COMPARED = 64  # most prompts whose tokens are compared with the deployed engine's
 _METRICS = {
     "reward": "reward",
     "length": "completions/mean_length",
@@ -70,10 +70,10 @@ _METRICS = {
     "mismatch": "sampling/sampling_logp_difference/mean",
     "step_s": "step_time",
 }
-"""This project's name of a metric -> TRL's."""
+"""Name of a metric in this project -> its name in TRL."""
 
 _OWN = "output_dir", "eval_on_start", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"
-"""Fields of `trl.GRPOConfig` that every run has the same."""
+"""Fields of `trl.GRPOConfig` that nobody may set."""
 
 STEPS = 40
 """Steps of a run where neither steps nor epochs are given."""
@@ -118,7 +118,7 @@ def train_trl(
         validation, others = options.split(task)
         samples, held = [*validation, *others], len(validation)
         room = model.config.max_position_embeddings - config.max_completion_length
-        # one process compares with the deployed file: each that opens it needs memory for it
+        # Only the lead compares with the deployed file: each process that opens it needs memory for it.
         check_prompts(tokenizer, task, samples, room=room, bundle=found if lead else None)
         ids = model.generation_config.eos_token_id
         ends = {*(ids if isinstance(ids, list | tuple) else (ids,)), tokenizer.eos_token_id} - {None}
@@ -236,7 +236,7 @@ def grpo_fields(task: Task, options: Options, grpo: Mapping[str, Any], *, proces
         "use_cpu": not torch.accelerator.is_available(),
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "activation_checkpointing": False,
-        # the buffers are the factors: the same everywhere, and megabytes at every step
+        # The buffers are the factors: all processes have the same, and they would be sent at every step.
         "ddp_broadcast_buffers": False,
         "ddp_find_unused_parameters": False,
     } | dict(grpo)
@@ -249,7 +249,7 @@ def _dtype(options: Options) -> str:
 def reward_function(
     task: Task, samples: Sequence[Sample], tokenizer: Any, ends: frozenset[int]
 ) -> Callable[..., list[float]]:
-    """Return the task's reward as TRL calls it: with the columns of the data set, a list for a batch."""
+    """Return the task's reward as TRL calls it: with a batch's completions and columns of the data set."""
 
     def reward(completion_ids: list[list[int]], index: list[int], **kwargs: Any) -> list[float]:
         texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in completion_ids]
@@ -306,8 +306,7 @@ def load_tokenizer(source: Path) -> Any:
         with read_once():
             folder, file = (source.parent, source.name) if source.is_file() else (source, None)
             return transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    # its readers let through whatever their formats' libraries raise
-    except Exception as error:
+    except Exception as error:  # whatever the libraries of its formats raise
         raise TrainError(
             f"transformers finds no tokenizer in {source}: {error}. "
             "Pass a directory with weights and tokenizer with --set options.weights=DIR"
@@ -315,7 +314,7 @@ def load_tokenizer(source: Path) -> Any:
 
 
 def check_agreement(vector: MicroVector) -> None:
-    """See that all processes ended with the same bytes: else gradients were not shared."""
+    """Raise a TrainError where the processes ended with different vectors: gradients were not shared then."""
     everywhere = accelerate.utils.gather_object([vector.values.tobytes()])
     if len(set(everywhere)) > 1:
         raise TrainError(
@@ -334,11 +333,11 @@ class _Callback(transformers.TrainerCallback):
         self._model, self._report = model, report
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Make no update without a gradient: Adam's momentum would drift on without evidence."""
+        """Keep Adam from moving v by its momentum alone, in a step whose gradient is zero."""
         rows = [p for p in self._model.parameters() if p.requires_grad]
         if not any(p.grad is not None and p.grad.any() for p in rows):
             for row in rows:
-                row.grad = None  # the optimizer passes over it
+                row.grad = None  # the optimizer skips parameters without a gradient
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Validate what the run ends with."""
@@ -368,7 +367,7 @@ def _curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _result(model: Any, state: Any, curve: Sequence[Mapping[str, Any]]) -> Result:
-    """Return what the run found, its best vector being in the model."""
+    """Return the result of a run, whose best vector is in the model."""
     start, best = curve[0]["validation"], float(state.best_metric)
     vector, step = vector_of(model), state.best_global_step
     if best <= start:
@@ -468,18 +467,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting: options.lr=1e-5")
     add("--resume", action="store_true", help="go on from the last checkpoint")
     args = parser.parse_args(arguments)
-    if not sys.warnoptions:  # what transformers, TRL and accelerate tell each other of their next versions
+    if not sys.warnoptions:  # transformers, TRL and accelerate warn of each other's next versions
         warnings.filterwarnings("ignore", category=FutureWarning)
 
     def show(metrics: dict[str, Any]) -> None:
         print(json.dumps(metrics), flush=True)
 
-    sys.path.append(str(Path(args.recipe or ".").parent.resolve()))  # where a reward's module may be
+    sys.path.append(str(Path(args.recipe or ".").parent.resolve()))  # a reward's module may be there
     try:
         recipe, options = read_recipe(args.recipe, args.set)
         asked = {name: getattr(recipe, name) for name in ("reward", "held_out", "max_tokens", "temperature")}
-        more: dict[str, Any] = {"options": options, "grpo": recipe.grpo, "resume": args.resume}
-        outcome = train_trl(args.bundle, load_task(recipe.task, **asked), args.output, **more, report=show)
+        task, grpo = load_task(recipe.task, **asked), recipe.grpo
+        outcome = train_trl(
+            args.bundle, task, args.output, options=options, grpo=grpo, resume=args.resume, report=show
+        )
     except (TinyLoraError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
