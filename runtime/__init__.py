@@ -50,7 +50,7 @@ __all__ = [
     "tune",
 ]
 
-_HOMES = {  # what brings an engine along is imported when it is asked for
+_HOMES = {  # these modules load an engine, so each is imported when its name is first used
     "OnnxSession": "onnx.session",
     "TinyLoraLlama": "llama.model",
     "TinyLoraOnnx": "onnx.model",

@@ -101,7 +101,7 @@ def schema_of(response_format: Any) -> Mapping[str, Any] | None:
 def sampling_of(options: Mapping[str, Any], stops: Sequence[str] = ()) -> Sampling:
     """Return the `Sampling` of a request's options: its fields by name, and OpenAI's options for tools.
 
-    `stops` are the texts at which the model's chat format ends an answer, which its limit does not count.
+    `stops` are the texts at which the model's chat format ends an answer; `STOPS` does not count them.
     OptionError: there is no such option. RequestError: as for `Sampling`, or there are too many stop texts.
     """
     known = [each.name for each in fields(Sampling)] + ["tool_choice", "parallel_tool_calls"]
@@ -128,7 +128,7 @@ class Request:
         user: whose vector and answer it is, where a tenant has many users.
         vector: the one to answer under; None for the base alone.
         sampling: how the answer is drawn.
-        choice: the number of this answer, where one prompt has several: each draws numbers of its own.
+        choice: the number of this answer, where one prompt has several: each has its own random numbers.
         grammar: what the answer keeps to, of `grammar_for`; it moves on with the answer.
     """
 
@@ -172,9 +172,9 @@ class Finish:
     Attributes:
         reason: why it ended.
         prompt_tokens: tokens of the prompt.
-        cached_tokens: how many of them were not evaluated again, because the user's last request had them.
-        completion_tokens: tokens that were generated, without the one that ends an answer by itself.
-        tokens: their ids, and that one's.
+        cached_tokens: how many of them were not evaluated again, because an earlier request had them.
+        completion_tokens: tokens that were generated, without the end token.
+        tokens: ids of these, and of the end token where the answer has one.
     """
 
     reason: FinishReason
@@ -206,7 +206,8 @@ class Text:
     """The text of an answer as its tokens come in: whole characters, up to the first of some stop texts.
 
     What may be the beginning of a stop text is held back until it goes on differently; `stopped` says whether
-    one came. Where the answer may call tools, so is each call until it is whole; `calls` counts them.
+    a stop text came. Where the answer may call tools, each call is held back until it is whole; `calls`
+    counts them.
     """
 
     def __init__(self, stop: Sequence[str] = (), tools: Tools | None = None) -> None:
@@ -245,7 +246,8 @@ class Text:
         return piece
 
     def _emit(self, count: int) -> Piece:
-        """Return the next characters, or calls; tokens come once nothing of them is held back."""
+        """Return the next `count` characters, and calls that are whole; tokens once none of their text is
+        held back."""
         if self._call_begin and not self._calling and (at := self._held.find(self._call_begin)) >= 0:
             self._calling, count = True, at
         elif self._calling:
@@ -262,7 +264,7 @@ class Text:
         return Piece(text, tokens, tuple(calls))
 
     def _partial(self) -> int:
-        """Return how many bytes of a character came that is not whole yet."""
+        """Return how many bytes have come of a character that is not whole yet."""
         return len(self._decoder.getstate()[0])
 
     def _opens(self) -> bool:
@@ -377,8 +379,11 @@ class Reply:
     made: int = field(default_factory=lambda: int(time.time()))
 
     def encoded(self, answers: Sequence[Answer]) -> bytes:
-        """Return the reply with whole answers as JSON. Tokens are described one by one, so that other threads
-        get on: 16,000 of them with 20 others each take seconds."""
+        """Return the reply with whole answers as JSON.
+
+        Tokens are described one by one, so that other threads run in between: 16,000 tokens with 20 others
+        each take seconds.
+        """
         whole = self.whole(answers, described=False)
         compact: Any = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
         return json.dumps(whole, default=self._token, **compact).encode()

@@ -51,7 +51,7 @@ class Generation:
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """It was later than a batch or an adapter may compute."""
+    """The time until which a batch or an adapter may compute is over."""
 
 
 class Batch:
@@ -87,8 +87,8 @@ class Batch:
             raise VectorError(f"a batch of {sequences} sequences runs nothing: pass 1 or more")
         self.llm, self.n_ctx_seq = llm, n_ctx_seq
         self.until = np.inf
-        self._turn, self._caller = threading.Lock(), 0  # whose call it is
-        self._grammars: dict[str, Grammar] = {}  # of tools
+        self._turn, self._caller = threading.Lock(), 0  # held by the call that runs, and its thread
+        self._grammars: dict[str, Grammar] = {}  # by tools
         engine = llm.engine(rows=sequences, n_ctx=n_ctx_seq, n_threads=n_threads or cores())
         self._loop = Loop(engine, closed=_CLOSED, exact=False)
         llm.close_with(self, self._loop)
@@ -188,7 +188,7 @@ class Batch:
         ]
 
     def _grammar(self, functions: tuple[dict[str, Any], ...]) -> Grammar:
-        """Return what holds an answer to calls of functions."""
+        """Return the grammar of answers that may call functions."""
         if (key := repr(functions)) not in self._grammars:
             self._grammars[key] = Tools(functions).grammar(self.llm.chat_tokenizer)
         return self._grammars[key]
@@ -286,9 +286,7 @@ class Batch:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(
-        self, make: Callable[[Finished], Iterator[W]], answered: Callable[[], None] = lambda: None
-    ) -> list[W]:
+    def _run(self, make: Callable[[Finished], Iterator[W]], answered: Callable[[], None]) -> list[W]:
         """Run work to its end; whatever goes wrong, none of it runs afterwards."""
         over: SimpleQueue[tuple[W, BaseException | None]] = SimpleQueue()
         works: list[W] = list(make(lambda work, error: over.put((work, error))))
@@ -298,7 +296,7 @@ class Batch:
             left = set(works)
             self._caller = threading.get_ident()
             try:
-                self._loop.prepare()  # each call begins alike: the same vector scores the same
+                self._loop.prepare()  # every call begins with empty rows, so that equal calls score equally
                 self._loop.submit(*works)
                 while left:
                     try:
@@ -362,7 +360,7 @@ class _Drawn:
         return token
 
     def accept(self, token: int, _: NDArray[np.float32]) -> bool:
-        """Go on behind a token of the answer; it does not end it."""
+        """Move the grammar past a token of the answer; False: the answer goes on."""
         if self.grammar is not None:
             self.grammar.accept(token)
         return False

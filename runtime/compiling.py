@@ -1,8 +1,9 @@
 """Whether a grammar can be made: a process of its own tries first, and ends where one takes too much.
 
 llguidance 1.9 has no limit that holds while it makes a grammar: three numbers with `multipleOf` keep it busy
-for minutes, and -2^63 overflows its stack. What the other process makes within its limits, this one makes
-with the same work. This file is that process, too: there it imports nothing of the package, and has 20 MB.
+for minutes, and -2^63 overflows its stack. What the other process could make within its limits, this process
+makes again, with as much work. The other process runs this file too; there it imports nothing of the package,
+and has 20 MB.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from selectors import EVENT_READ, DefaultSelector
 from typing import Any
 
 SECONDS = 0.5
-"""Processor time in which a grammar is made. Those of usual schemas take some milliseconds."""
+"""Most processor time in which a grammar is made. Usual schemas take some milliseconds."""
 
 MEGABYTES = 256
-"""Memory of the process that makes it. macOS does not hold it to this."""
+"""Most memory of the process that makes a grammar. macOS does not enforce it."""
 
-_LOOK_S = 0.05  # after which it is asked again whether anybody waits
+_LOOK_S = 0.05  # seconds between two looks whether anybody still waits
 
 _started: set[subprocess.Popen[bytes]] = set()
 _idle: list[subprocess.Popen[bytes]] = []
@@ -37,10 +38,10 @@ class Left(Exception):  # noqa: N818 - nobody is there to be told
 
 
 def why_not(grammar: str, limits: dict[str, Any], left: Callable[[], bool]) -> str | None:
-    """Return why llguidance makes no grammar; "" where it makes one, None where it takes too much.
+    """Return why llguidance makes no grammar; "" where it makes one, None where that takes too much.
 
-    Any thread may call it; `left` tells whether nobody waits any more. Left: nobody does. OSError: the
-    process cannot be started, or ends.
+    Any thread may call it; `left` tells whether nobody waits any more. Left: nobody waits. OSError: the
+    process cannot be started, or has ended.
     """
     if not hasattr(os, "fork"):  # Windows, which has no such limits
         return ""
@@ -113,7 +114,7 @@ class _Bytes:
 
 
 def _answer(packages: str, limits: str) -> None:
-    """Make grammars of lines, each in a process of its own; write a line for each: see `why_not`."""
+    """Make the grammar of each line of stdin in a fork, and write the answer of `why_not` as a line."""
     import resource
 
     sys.path.append(packages)
@@ -128,7 +129,7 @@ def _answer(packages: str, limits: str) -> None:
             continue
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_DATA, (MEGABYTES << 20, MEGABYTES << 20))
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # nobody handles its signal, which ends the process
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process: nobody handles it
         try:
             matcher = LLMatcher(tokenizer, json.loads(line), log_level=0, limits=known)
             os.write(1, json.dumps(matcher.get_error()[:1000]).encode() + b"\n")

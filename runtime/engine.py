@@ -33,7 +33,7 @@ CLOSED = "the model is closed: load it again"
 
 
 def check_alive(threads: Iterable[threading.Thread]) -> None:
-    """Raise a TinyLoraError in a fork: it has none of the threads that would compute."""
+    """Raise a TinyLoraError in a fork, which has none of the threads that compute."""
     if not all(thread.is_alive() for thread in threads):
         raise TinyLoraError("this process is a fork, without the model's threads: load the model in it")
 
@@ -62,7 +62,8 @@ class Engine(Protocol):
     evaluated: int
 
     def set_r(self, row: int, r: NDArray[np.float32] | None) -> None:
-        """Give a row its R, float32 [M, p, q], at most P x Q of the factors, or None; what it holds stays."""
+        """Give a row its R, float32 [M, p, q], p and q at most those of the factors; None: the base. The
+        row's tokens stay."""
 
     def evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         """Append tokens to one row or more, each of which occurs once.
@@ -77,10 +78,11 @@ class Engine(Protocol):
         """Return how many tokens a row holds."""
 
     def cut(self, row: int, length: int) -> int:
-        """Keep the first tokens of a row; return how many: 0 where the model cannot keep a part."""
+        """Keep at most the first `length` tokens of a row; return how many it kept: 0 where the model cannot
+        keep a part."""
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Replace what the target row holds by the first tokens of the source row."""
+        """Replace what the target row holds by the first `length` tokens of the source row."""
 
     def purge(self, row: int) -> None:
         """Empty a row whose logits were not finite, so that nothing of them is left in its memory."""
@@ -122,7 +124,7 @@ class Tokenizer(Protocol):
         """Return the bytes of a token by itself; special ones have none."""
 
     def detokenizer(self) -> Callable[[int], bytes]:
-        """Return a function for one answer: of each next token it returns the bytes that the text gains."""
+        """Return a function for one answer: it returns the bytes that each next token adds to the text."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special ones left out."""
@@ -144,7 +146,7 @@ class GrammarTokens:
         self.tokens, self.eos_token_id, self.special_token_ids = tokens, ends[0], ends
 
     def __call__(self, text: bytes) -> list[int]:
-        """No grammar of ours needs the tokens of a text."""
+        """Never called: llguidance tokenizes texts that it forces, and our grammars force none."""
         raise NotImplementedError
 
 
@@ -152,9 +154,9 @@ class SpecialTokens:
     """The texts of a model's special tokens; where a message spells one, it stays text.
 
     A rendered prompt does not show who wrote `<|im_end|>`: the template, or a user, who would end their turn
-    with it and could begin the system's. So each such text in a message is cut in two before the
-    template is rendered, and the prompt is tokenized in parts, cut at the same places: a part has no whole
-    special token but those of the template. A message without them has its usual tokens.
+    with it and could begin the system's. So a seam is put into each such text in a message before the
+    template is rendered, and the rendered prompt is cut at the seams and tokenized in parts. No part has a
+    whole special token but those of the template. A message without special tokens has its usual tokens.
 
     Args:
         texts: of the special tokens.
@@ -163,9 +165,9 @@ class SpecialTokens:
     def __init__(self, texts: Iterable[str]) -> None:
         # A single character cannot be cut.
         spelled = sorted(re.escape(text) for text in texts if len(text) > 1)
-        # Ahead of a place, so that those that overlap are found as well.
+        # A look-ahead takes no characters, so that special tokens that overlap are all found.
         self._begins = re.compile(f"(?={'|'.join(spelled)})") if spelled else None
-        self._seam = secrets.token_hex(16)  # nobody can send it; letters, which templates leave alone
+        self._seam = secrets.token_hex(16)  # nobody can guess it, and templates do not change it
 
     def cut(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return messages with a seam in every special token that they spell; see `parts`."""
@@ -180,7 +182,9 @@ class SpecialTokens:
             places = [0, *(found.start() + 1 for found in self._begins.finditer(value)), len(value)]
             return self._seam.join(value[a:b] for a, b in pairwise(places))
         if isinstance(value, Mapping):
-            return {self._cut(key): self._cut(each) for key, each in value.items()}  # a template writes both
+            return {
+                self._cut(key): self._cut(each) for key, each in value.items()
+            }  # templates write keys too
         if isinstance(value, list | tuple):
             return [self._cut(each) for each in value]
         return value
@@ -201,11 +205,11 @@ class Weights:
         # Not __init__: an engine's own class may have one with other arguments.
         self.bases = bases
         self.policy = policy or Policy()
-        self._loops: WeakSet[Any] = WeakSet()  # over the weights
-        self._engines: WeakSet[Engine] = WeakSet()  # what those compute with
-        self._changed = threading.Condition()  # of the loops, and the two that follow
+        self._loops: WeakSet[Any] = WeakSet()  # loops and threads that are closed before the model
+        self._engines: WeakSet[Engine] = WeakSet()
+        self._changed = threading.Condition()  # guards the loops, and the next two
         self._closed = False
-        self._users = 0
+        self._users = 0  # blocks of `in_use` that run
 
     def own(self, vector: MicroVector) -> AdmittedVector:
         """Return a vector that the app made, with its R. VectorError: it fits no basis, or is too large."""
@@ -240,8 +244,8 @@ class Weights:
         with self.in_use():
             if isinstance(rendered, str):
                 tokens, end = tokenizer.encode(rendered), tokenizer.eos_token
-                if sample.unprompted and not tokens:  # no token of the model's begins a text: one just ended
-                    tokens = [end]
+                if sample.unprompted and not tokens:  # the model has no token that begins a text
+                    tokens = [end]  # as if another text had just ended
                 for text in sample.earlier:
                     tokens += [*tokenizer.encode_plain(text), end]
                 return tokens, []
@@ -253,8 +257,8 @@ class Weights:
     def turn_end(self) -> int:
         """The token that ends an answer in a chat: the one that the template writes after an answer.
 
-        What an engine calls the end of a turn is a guess where the file does not say it: `<|endoftext|>` in
-        SmolLM2, whose answers end with `<|im_end|>`. VectorError: the model has no chat template.
+        An engine guesses it where the model's file does not name it: for SmolLM2 it says `<|endoftext|>`,
+        but answers end with `<|im_end|>`. VectorError: the model has no chat template.
         """
         tokens, _ = self.encode([{"role": role, "content": "x"} for role in ("user", "assistant")])
         ends = [token for token in tokens if self.chat_tokenizer.ends(token)]
@@ -306,7 +310,7 @@ class Weights:
                 self._changed.notify_all()
 
     def _end_all(self) -> None:
-        """Refuse what comes, and end what computes with the model: it can be freed then."""
+        """Refuse new work, and end all that computes with the model, which can then be freed."""
         with self._changed:
             self._closed = True
             loops = list(self._loops)

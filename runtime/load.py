@@ -145,7 +145,7 @@ def _start(engine: str, bundle: Bundle, policy: Policy, options: dict[str, Any])
 
 
 def missing_engine(error: ModuleNotFoundError) -> ImportError:
-    """Return the error that names the pip command where an engine is missing, or the error itself."""
+    """Return the error that names the pip command, where an engine is missing; else the error itself."""
     known = {
         "llama_cpp": MissingExtraError("the llama.cpp runtime", "llama-cpp-python", "llama"),
         "onnxruntime": MissingExtraError("the ONNX runtime", "onnxruntime", "onnx"),

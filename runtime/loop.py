@@ -24,23 +24,29 @@ from .sampling import logprobs
 from .turns import Queue, Shares, Who
 
 _AHEAD, _AHEAD_ROW = 64, 4
-"""Most tokens of prompts in a step where another account may come, or so many a row, where these are more:
-prompts are no faster in larger pieces, but many rows would stand empty with fewer tokens."""
+"""Most tokens of prompts in a step of a loop that several accounts share: `_AHEAD`, or `_AHEAD_ROW` for each
+row, whichever is more. Larger pieces make prompts no faster; with smaller ones many rows would stand empty.
+"""
 
 _PROMPT, _SAVED, _ROWS = 8, 64, 4
-"""What an account has of a step where several have rows: so many tokens of prompts, which are saved up to
-`_SAVED`, since few at once take nearly as long as many; and so many rows that generate, or as many as the
-account with the second most. On two cores another account's step is 2 to 4 times as long as alone."""
+"""The share of an account in a step, where several accounts have rows.
+
+Tokens of prompts: `_PROMPT` a step. Those that it does not use are saved, up to `_SAVED`, since few tokens at
+once take nearly as long as many. Rows that generate: `_ROWS`, or as many as the account with the second most.
+On two cores another account's step takes 2 to 4 times as long as alone.
+"""
 
 _SLICE = 64
-"""Tokens of a row's turn, where not all are evaluated in a step: engines move those that are."""
+"""Tokens of a row's turn, where a step does not evaluate all rows. Turns are not shorter, since engines move
+the rows that they evaluate."""
 
 _WORTH = 16
 """Fewest tokens of a prompt for which a row that holds them is chosen, copied or waited for."""
 
 _ALIGNED = 8
 """Where answers must be the same to the bit, a row keeps a multiple of so many tokens of a prompt, and
-evaluates at least so many. Kernels compute tokens in blocks, and tokens that fill none in another way."""
+evaluates at least so many. Kernels compute tokens in blocks, and the tokens of an incomplete block in another
+way."""
 
 _SCORED = 32
 """Most tokens with logits in one evaluation: a token's logits are 200 kB, and more at once save no time."""
@@ -66,10 +72,10 @@ class Work(ABC):
         tokens: ids of the prompt's tokens, and of those that followed so far. The list is the work's own.
         finished: see `Finished`.
         vector: under which they are evaluated; None for the base.
-        who: whose turns it takes. Only the same tenant reuses what was evaluated for it; for "" nothing is
-            kept.
+        who: whose turns it takes. Only the same tenant reuses what was evaluated for it; for the tenant ""
+            nothing is kept.
         prompt: how many of the tokens are the prompt's.
-        digest: of the vector's R; empty for the base. Made once, since loops compare it under their lock.
+        digest: of the vector's R; empty for the base. Computed once, since loops compare it under their lock.
         cached: tokens of the prompt that were not evaluated again; None before it begins.
         cancelled: nobody wants the rest. Setting it is enough, in the garbage collector too.
         over: nothing more is wanted.
@@ -193,15 +199,15 @@ class Slot:
 
     Attributes:
         engine, row: where it is.
-        aligned: it keeps a multiple of so many tokens of a prompt.
-        tenant: whose sequence it was: nobody else finds what it holds.
+        aligned: the row keeps a multiple of so many tokens of a prompt.
+        tenant: whose sequence it was: nobody else may reuse what the row holds.
         vector: digest of the sequence's R; empty for the base.
         tokens: those that the row holds, or begins with.
-        prompt: how many of them came as a prompt. Cells of generated tokens are not reused: they were
-            computed one at a time, by kernels whose last bits differ.
+        prompt: how many of them came as a prompt. What was evaluated for generated tokens is not reused: they
+            were computed one at a time, by kernels whose last bits differ.
         after: logits [vocabulary] behind the prompt, where an answer was generated from it.
         used: number of the sequence that used it last, as the loop counts them.
-        slice: tokens that it evaluated of its present slice.
+        slice: tokens that it has evaluated in its present turn (`_SLICE`).
     """
 
     engine: Engine
@@ -243,7 +249,7 @@ class Loop:
 
     Args:
         engine: whose rows it owns; it closes it.
-        closed: message of the error for work that it refuses, or does not end, because it is closed.
+        closed: message of the error that work gets because the loop is closed.
         waiting: how much work may wait, where many share the loop (see `Shares`). None: it has one client.
         exact: an answer is the same to the bit whatever was evaluated before it.
 
@@ -258,7 +264,7 @@ class Loop:
         self._message = closed
         aligned = _ALIGNED if exact else 1
         self._slots = [Slot(engine, row, aligned) for row in range(engine.rows)]
-        self._changed = threading.Condition()  # what follows is looked at and changed with it
+        self._changed = threading.Condition()  # guards what follows
         self._waiting: Queue[Work] = Queue(waiting or sys.maxsize)
         self._rows = Shares(len(self._slots) if waiting else sys.maxsize, brief=True)
         ahead = max(_AHEAD, _AHEAD_ROW * engine.rows)
@@ -267,7 +273,7 @@ class Loop:
         self._saved: dict[str, int] = {}  # tokens of prompts, by account; the thread's own
         self._closed = False
         self._left = False  # nobody waits for the thread: it frees the engine as it ends
-        self._begun = 0
+        self._begun = 0  # sequences that got a row
         self._thread: threading.Thread | None = None
 
     def submit(self, *works: Work) -> None:
@@ -293,7 +299,7 @@ class Loop:
         work.cancelled = True
         with self._changed:
             self._waiting.remove(work.who, work)
-            self._changed.notify_all()  # a Ctrl-C may have come between a row and the word of it
+            self._changed.notify_all()  # a Ctrl-C may have come between `_place` and its own notify
 
     def prepare(self) -> None:
         """Empty all rows while nothing runs.
@@ -384,8 +390,8 @@ class Loop:
     def _next(self) -> dict[Slot, Work]:
         """Wait for work, and return what runs, in turn; nothing once the loop is closed.
 
-        The account that evaluated the fewest tokens comes first. In it rows in the middle of a slice do, then
-        those of the tenant with the fewest.
+        The account for which the fewest tokens were evaluated comes first. Of its rows, those in the middle
+        of their turns come first, then those of the tenant with the fewest tokens.
         """
 
         def rank(slot: Slot) -> tuple[int, bool, int, int]:
@@ -432,7 +438,7 @@ class Loop:
                 self._take(slot, work, rows, turn)
 
     def _probe(self, slots: list[Slot]) -> None:
-        """Empty rows whose logits are not finite, of those that were left before anybody saw a logit."""
+        """Purge rows whose logits are not finite, among rows that were cancelled before logits were seen."""
         unseen = [slot for slot in slots if slot.after is None and self.engine.length(slot.row)]
         if unseen:
             logits = self.engine.evaluate([Part(slot.row, [0], 1) for slot in unseen])
@@ -447,7 +453,7 @@ class Loop:
             work.take(rows)
         except BaseException as found:
             error = found
-            if isinstance(found, VectorError):  # the logits are not finite, and no mask hides that
+            if isinstance(found, VectorError):  # the logits are not finite, and no mask hides such cells
                 self.engine.purge(slot.row)
                 slot.tenant, slot.after = "", None
         if error is not None or work.over:
@@ -455,9 +461,9 @@ class Loop:
             self._leave(slot, work, error)
 
     def _begin(self, slot: Slot, work: Work, turn: dict[Slot, Work]) -> None:
-        """Make a row ready: it keeps the beginning of the prompt, or copies it from another row.
+        """Make a row ready: it keeps the beginning of the prompt that it holds, or copies more from another.
 
-        Where another row is evaluating more of it, this one begins later.
+        Where another row is still evaluating more of it, this one begins later.
         """
         engine, has = self.engine, slot.shared(work)
         beside = [each for each in self._slots if each is not slot]

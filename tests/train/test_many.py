@@ -209,3 +209,22 @@ def test_no_worker_can_load(tiny: Path, options: Options, tmp_path: Path) -> Non
     with pytest.raises(TrainError, match=r"damaged|does not exist"):
         next(train_many(tiny / "bundle", {"al": words("al")}, tmp_path / "out", options=wrong))
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_a_stop_while_the_store_is_away_ends_the_run(tiny: Path, options: Options, tmp_path: Path) -> None:
+    """No worker is at work then, and none gets a job: nothing is waited for."""
+
+    class Away:
+        def last(self, user: str) -> int | None:
+            signal.raise_signal(signal.SIGINT)
+            raise OSError("the store is away")
+
+        def put_newer(self, user: str, frame: bytes) -> bool:
+            raise AssertionError("nothing is learned")
+
+    users = {user: words(user) for user in "ab"}
+    record, events = tmp_path / "report.jsonl", list[dict[str, Any]]()
+    run = train_many(tiny / "bundle", users, Away(), options=options, record=record, report=events.append)
+    assert [(each.user, each.status, each.why) for each in run] == [("a", "failed", "the store is away")]
+    assert events[-1] == {"event": "stopping"}
