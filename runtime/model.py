@@ -35,7 +35,7 @@ _open: WeakSet[PersonalizedModel] = WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Close the models that are left open: later the interpreter takes apart what closing needs."""
+    """Close the models that are still open, while the interpreter still has what closing needs."""
     for model in list(_open):
         with suppress(TinyLoraError, KeyboardInterrupt):
             model.close()
@@ -55,11 +55,11 @@ class PersonalizedModel(Weights):
     def _prepare(self, bases: Bases, policy: Policy | None) -> None:
         super()._prepare(bases, policy)
         self._vector: AdmittedVector | None = None
-        # The vector of the innermost `using` block, in a list, since `swap` may exchange it there.
+        # The vector of the innermost `using` block, in a list: `swap` in the block replaces the item.
         self._block: ContextVar[list[AdmittedVector | None] | None] = ContextVar("block", default=None)
 
     def _opened(self) -> None:
-        """Note that there is something to close."""
+        """Note the model among those that are closed when the program ends."""
         _open.add(self)
 
     # The vector
@@ -189,7 +189,7 @@ class PersonalizedModel(Weights):
         return Batch(self, n_ctx_seq=longest + max_tokens, sequences=sequences, n_threads=n_threads)
 
 
-# The admission of a vector: one way in for whatever an app passes, on every engine.
+# The admission of a vector: the one way in for whatever an app passes, on every engine.
 
 
 @contextmanager

@@ -53,9 +53,10 @@ time."""
 
 _RUN = re.compile(r"\w+|\s+|[^\w\s]+")
 
+# Threads of their own for what may wait, so that a request waits only for what it needs itself.
 _PREPARING = 2  # threads that make tokens; an account has at most one of them
-_COMPILING = 2  # threads that make grammars, likewise: a request without one waits for none
-_ADMITTING = 4  # threads for vectors, whose policy may wait for a file: requests without one never do
+_COMPILING = 2  # threads that make grammars, likewise
+_ADMITTING = 4  # threads that check vectors, whose policy may wait for a file
 
 
 class Pool:
@@ -243,7 +244,7 @@ class Pool:
         return tuple(tokens), tuple(stops)
 
     def _check_length(self, prompt: Prompt, tools: Sequence[dict[str, Any]]) -> None:
-        """Check that a prompt may fit before it is rendered, which takes half a minute for a megabyte."""
+        """Refuse what cannot fit before it is rendered: to render a megabyte takes half a minute."""
         if not isinstance(prompt, str) and len(prompt) >= self.n_ctx:  # each has a token at least
             raise too_long(f"{len(prompt):,} messages", f"{self.n_ctx} tokens")
         messages = [{"content": prompt}] if isinstance(prompt, str) else prompt
@@ -333,7 +334,7 @@ class AnswerStream(AsyncIterator[Piece]):
             submit = partial(self._submit, request, streams, asyncio.get_running_loop())
             threads = pool._preparing if self._source is None else pool._admitting
             await wrap_future(threads.submit(who, submit))
-        except Left:  # all of them were closed meanwhile
+        except Left:  # all streams were closed meanwhile
             return
         except BaseException:
             for stream in streams:
@@ -355,19 +356,19 @@ class AnswerStream(AsyncIterator[Piece]):
                 stream.vector = vector
                 report = stream._reporting(loop)
                 work = answering(stream.request, pool.model.chat_tokenizer, pool.n_ctx, report)
-                stream._work = work  # first, so that `close` finds it, or is seen in `_left`
+                stream._work = work  # before the next line: a `close` meanwhile finds it, or was seen
                 if not stream._left:
                     works.append(work)
             pool._loop.submit(*works)
 
     def _reporting(self, loop: asyncio.AbstractEventLoop) -> Report:
-        """Return what a loop's thread reports to. It keeps no stream that its reader dropped."""
+        """Return the function that a loop's thread reports to. It does not keep the stream alive."""
         arrived, this = self._arrived, ref(self)
 
         def report(what: Piece | Finish | BaseException) -> None:
             try:
                 loop.call_soon_threadsafe(arrived.put_nowait, what)
-            except RuntimeError:  # the loop is closed, and with it whoever would read this
+            except RuntimeError:  # the event loop is closed: nobody reads the answer any more
                 if (stream := this()) is not None:
                     stream._leave()
 

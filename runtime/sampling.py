@@ -12,7 +12,7 @@ from tinylora_edge.errors import VectorError
 from .schema import Grammar
 
 _BLOCK = 512
-"""Tokens whose weights are summed at once: a running sum of all takes 20 times as long."""
+"""Tokens whose weights are summed at once: a cumulative sum of all tokens takes 20 times as long."""
 
 _LIKELY = 1024
 """Tokens that are sorted first for top_p and min_p: almost always they are enough."""
@@ -46,7 +46,8 @@ def draw(logits: NDArray[np.float32], temperature: float, uniform: float) -> tup
 
 
 def _beyond(cumulative: NDArray[np.float64], place: float) -> int:
-    """Return where a sum first passes a place; the last one that adds to it where rounding leaves none."""
+    """Return where a cumulative sum first passes a place. Where rounding puts the place at the end of the
+    sum, that is the last item that adds to it."""
     return int(np.searchsorted(cumulative, min(place, np.nextafter(cumulative[-1], 0)), side="right"))
 
 

@@ -32,8 +32,8 @@ SCHEMA_BYTES = 1 << 16
 """Bytes of a JSON schema that an answer keeps to."""
 
 SCHEMA_PARTS = 400
-"""Most schemas within a schema, each $ref written out: as many may be read side by side, in some ms a token.
-Schemas that lead back to themselves would take a second of it."""
+"""Most schemas within a schema, each $ref written out. The parser may follow all of them side by side, which
+takes some ms a token; with schemas that refer to themselves a token would take a second."""
 
 _LIMITS = {
     "max_lexer_states": 1 << 14,
@@ -42,15 +42,16 @@ _LIMITS = {
     "precompute_large_lexemes": False,
     "verbose_errors": False,
 }
-"""Limits of llguidance's parser: states of its automaton, of about 1 kB each, ten a token where a text has a
-length; and the work for one token, some ms. To make a grammar has other limits: see `compiling`."""
+"""Limits of llguidance's parser. States of its automaton take about 1 kB each; a text with a bounded length
+needs ten for each token. The work for one token is limited to some ms. Making a grammar has other limits: see
+`compiling`."""
 
-_CALLS = 16  # of one answer, at most
+_CALLS = 16  # most calls of one answer
 _TEXT = f'start: TEXT | begin calls | untagged\nbegin[lazy]: TEXT "{CALL_BEGIN}"\nTEXT: /(.|\\n)*/'
 _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON as Python writes it: a call is rendered by the chat template as it was generated."""
 _COMPACT = _FORM | {"item_separator": ", ?", "key_separator": ": ?"}
-"""JSON in one line. Where white space is free, a model may write nothing else."""
+"""JSON in one line: where white space is free, some models write white space without end."""
 
 _OPEN = {"additionalProperties", "allOf", "anyOf", "oneOf", "$ref"}
 
@@ -80,7 +81,7 @@ def compiled(text: str, tokenizer: Tokenizer, left: Callable[[], bool]) -> Gramm
         if error.name != "llguidance":
             raise
         raise MissingExtraError("a schema", "llguidance", "schema") from None
-    # Where one text alone may follow, llguidance would tokenize all of it, at each token.
+    # Without `no_forcing` llguidance tokenizes, at each token, all of a text that alone may follow.
     grammar = LLMatcher.grammar_from_lark(f'%llguidance {{"no_forcing": true}}\n{text}')
     try:
         why = why_not(grammar, _LIMITS, left)
@@ -97,8 +98,10 @@ def compiled(text: str, tokenizer: Tokenizer, left: Callable[[], bool]) -> Gramm
 
 
 class Grammar:
-    """What a schema allows next, by a matcher at its start; `ends` tells whether a token ends an answer. One
-    thread uses it. RequestError: the matcher is of no schema."""
+    """What an answer may go on with, by a matcher at its start. `ends` tells whether a token ends an answer.
+
+    One thread uses it. RequestError: the matcher has an error, since its grammar is not valid.
+    """
 
     def __init__(self, matcher: LLMatcher, ends: Callable[[int], bool]) -> None:
         self._matcher, self._ends = matcher, ends
@@ -115,14 +118,19 @@ class Grammar:
         return bool(self._matcher.validate_tokens([token]) == 1)
 
     def masked(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits [vocabulary] with -infinity for all tokens that may not come next. RequestError:
-        none may, or the parser reaches one of its limits."""
+        """Return the logits [vocabulary] with -infinity for all tokens that may not come next.
+
+        RequestError: none may come next, or the parser reaches one of its limits.
+        """
         allowed = np.unpackbits(self._bits(), count=len(logits), bitorder="little").astype(np.bool_)
         return np.where(allowed, logits, np.float32(-np.inf))
 
     def along(self, tokens: Sequence[int]) -> list[NDArray[np.uint8]]:
-        """Return what was allowed in the place of each token of an answer: a bit a token of the vocabulary,
-        the first one the lowest. It stays where it is."""
+        """Return what is allowed in the place of each token of an answer that begins here.
+
+        For each place that is a bit for each token of the vocabulary, token 0 in the lowest bit of the first
+        byte. The grammar itself does not move on.
+        """
         at, found = self.copy(), list[NDArray[np.uint8]]()
         for token in tokens:
             found.append(at._bits())
@@ -161,9 +169,9 @@ class Tools:
     """The functions that an answer may call.
 
     Attributes:
-        functions: that the prompt describes.
+        functions: those that the prompt describes.
         forced: the answer is calls and no text.
-        name: of the one function that it calls; None for any.
+        name: the one function that it may call; None for any.
         parallel: it may have several calls.
     """
 
@@ -213,7 +221,7 @@ class Tools:
         try:
             return compiled(lark, tokenizer, left)
         except RequestError as error:
-            line = re.search(r": at (\d+)\(", str(error))  # the first one is of `compiled`
+            line = re.search(r": at (\d+)\(", str(error))  # `compiled` puts a line before the first one
             at = line and re.match(r"arguments(\d+):", lark.splitlines()[int(line[1]) - 2])
             if at is None:
                 raise RequestError(f"the tools together: {error}", param="tools") from None
@@ -237,7 +245,8 @@ class Tools:
         return "\n".join(lines)
 
     def openings(self) -> tuple[re.Pattern[str], list[str]]:
-        """Return how calls without tags begin in an answer with text; and all of it, white space left out."""
+        """Return a pattern of how calls without tags begin in an answer that may have text, and all such
+        beginnings without white space."""
         names = [] if self.forced else [each["name"] for each in self.functions]
         keys, fences = ("arguments", "parameters"), ("", "```", "```json")
         texts = [f'{fence}{{"name":"{name}","{key}":' for name in names for key in keys for fence in fences]
@@ -255,7 +264,7 @@ def _parameters_of(number: int, name: str) -> Iterator[None]:
 
 
 def _closed(schema: Any) -> Any:
-    """Return a schema that allows no properties but those that it names, unless it says so itself."""
+    """Return a schema that allows no other properties than those that it names, unless it says otherwise."""
     if not isinstance(schema, Mapping):
         return schema
     result = dict(schema)
@@ -271,14 +280,14 @@ def _closed(schema: Any) -> Any:
 
 
 def check_schema(schema: Mapping[str, Any], guidance: Mapping[str, Any]) -> str:
-    """Return a schema as JSON, each $ref written out. `guidance` is for llguidance: the form of the answer.
+    """Return a schema as JSON, each $ref written out. `guidance` tells llguidance the form of the answer.
 
-    RequestError: it is no JSON, or has too many parts.
+    RequestError: it is no JSON, or has too many bytes or parts.
     """
     try:
         text = json.dumps(schema, allow_nan=False)
         plain = json.loads(text)
-    except (RecursionError, TypeError, ValueError) as error:  # of an app: what came over HTTP was JSON
+    except (RecursionError, TypeError, ValueError) as error:  # a schema from an app may hold anything
         raise _refused(f"the schema is not JSON: {error}") from None
     if len(text) > SCHEMA_BYTES:
         raise _refused(
@@ -296,9 +305,9 @@ def check_schema(schema: Mapping[str, Any], guidance: Mapping[str, Any]) -> str:
 def _written_out(
     node: Any, named: Mapping[str, Any], parts: Iterator[int], within: tuple[str, ...] = ()
 ) -> Any:
-    """Return a schema with those that each $ref names in its place; `parts` counts them.
+    """Return a schema in which each $ref is replaced by the schema that it names; `parts` counts schemas.
 
-    RequestError: a $ref leads to nothing, or back to itself, or there are too many.
+    RequestError: a $ref leads to nothing, or back to itself, or there are too many schemas.
     """
     if not isinstance(node, dict):  # true, false, or what llguidance refuses
         return node
@@ -323,9 +332,10 @@ def _written_out(
 
 
 def _without_minus_zero(node: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema of numbers as one of those from 0 on, and one of those below: `-0` is neither.
+    """Return a schema of numbers as two: numbers from 0 on, and numbers below 0. Neither allows `-0`.
 
-    llguidance has no `-0` itself where one bound is given, or where numbers need not be whole.
+    Other schemas are returned as they are: those of no numbers, those with keywords in `others`, and those
+    whose bounds make llguidance refuse `-0` by itself.
     """
     types = node["type"] if isinstance(node.get("type"), list) else [node.get("type")]
     kind = next((kind for kind in ("number", "integer") if kind in types), None)
@@ -342,7 +352,7 @@ def _without_minus_zero(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _choice(labels: Sequence[str]) -> str:
-    """Return the grammar of labels, as llguidance's form of Lark has it."""
+    """Return the grammar of labels, in llguidance's form of Lark."""
     if isinstance(labels, str) or not labels or not all(isinstance(each, str) and each for each in labels):
         raise _refused(
             f"the labels are {str(labels)[:100]!r}: pass a list of texts that are not empty, or a JSON schema"
