@@ -41,8 +41,8 @@ class Shares:
 
     def __init__(self, most: int, *, brief: bool = False) -> None:
         self._free, self._brief = most, brief
-        self._taken: Counter[str | Who] = Counter()  # by account, and by tenant
-        self._tokens: dict[str | Who, int] = {}  # of whoever has a place
+        self._taken: Counter[str | Who] = Counter()  # by account (str), and by tenant (Who)
+        self._tokens: dict[str | Who, int] = {}  # likewise, of those that have a place
 
     def of(self, who: Who) -> tuple[int, int]:
         """Return how many places an account has, and one of its tenants."""
@@ -105,19 +105,20 @@ class Shares:
 
 
 class Queue(Generic[T]):
-    """What waits, at most so many of all together. The account with the fewest places comes next, equals in
-    turn, and of its tenants the one with the fewest."""
+    """Items that wait, at most so many of all together. The account with the fewest running places comes
+    next, and of its tenants the one with the fewest; equals come by turns."""
 
     def __init__(self, most: int) -> None:
         self._shares = Shares(most)
-        self._items: OrderedDict[str, OrderedDict[Who, deque[T]]] = OrderedDict()  # who is next comes first
-        self._last = ""  # the account that was taken last: it may have come back since
+        # By account and tenant; among equals those that come first are next.
+        self._items: OrderedDict[str, OrderedDict[Who, deque[T]]] = OrderedDict()
+        self._last = ""  # the account that was taken last: among equals it comes last
 
     def __len__(self) -> int:
         return sum(len(items) for tenants in self._items.values() for items in tenants.values())
 
     def add(self, who: Who, item: T) -> None:
-        """Let one wait; OverloadError where too many of its tenant or its account do."""
+        """Let an item wait. OverloadError: too many of its account or its tenant wait."""
         self._shares.check(who, "wait")
         self._shares.take(who)
         self._items.setdefault(who.account, OrderedDict()).setdefault(who, deque()).append(item)
@@ -137,14 +138,14 @@ class Queue(Generic[T]):
         return None
 
     def remove(self, who: Who, item: T) -> None:
-        """Take one out that is not wanted any more, if it is there."""
+        """Take out an item that is not wanted any more, if it is there."""
         items = self._items.get(who.account, OrderedDict()).get(who)
         if items is not None and item in items:
             items.remove(item)
             self._left(who)
 
     def drain(self) -> list[T]:
-        """Return all; none waits afterwards."""
+        """Take out all items, and return them."""
         found = []
         for account in list(self._items):
             for who, items in list(self._items[account].items()):
@@ -163,9 +164,14 @@ class Queue(Generic[T]):
 
 
 class Threads:
-    """Threads that run calls by turns, of which so many may wait. An account has at most half of them, so
-    that another waits for its own calls alone; where there is one thread, also for the call that it runs.
-    `closed` is the error's text after `close`.
+    """Threads that run calls by turns. An account has at most half of the threads, so that another one waits
+    for its own calls alone; where there is one thread, also for the call that it runs.
+
+    Args:
+        count: threads.
+        waiting: calls that may wait.
+        name: of the threads.
+        closed: text of the error after `close`.
 
     Attributes:
         closed: whether `close` was called.
@@ -226,7 +232,7 @@ class Threads:
             except BaseException as error:
                 future.set_exception(error)
             finally:
-                del future, call, next_one  # what they hold is not this thread's to keep
+                del future, call, next_one  # else the thread keeps what they hold until its next call
                 with self._changed:
                     self._running.leave(who)
                     self._changed.notify_all()

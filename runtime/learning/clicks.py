@@ -95,7 +95,7 @@ class Clicks:
         self._start, self._sequence = first.values.astype(np.float64), 0 if start is None else start.sequence
         # A prior is of vectors, not of steps from one.
         self._prior = self._basis.projection.prior if start is None else None
-        self._identity = {"basis": self._basis.digest}  # of a state
+        self._identity = {"basis": self._basis.digest}  # what a state must share
         self._lock = threading.Lock()
 
     def vector(self, path: str | PathLike[str]) -> MicroVector:
@@ -216,17 +216,17 @@ class Clicks:
         clicked: list[SampledAnswer],
         scored: Callable[[int, int], None] = lambda done, total: None,
     ) -> tuple[NDArray[np.float64], list[float], NDArray[np.float64]]:
-        """Return the scores of answers, float64 [answers, n], their log-ratios, and v0 less the start.
+        """Return the scores of answers, float64 [answers, n], their log-ratios, and v0 minus the start.
 
-        A score is d log p / d v at v0, by central differences; a log-ratio is over the start. The posterior's
-        step is adapted for the next time.
+        v0 is the vector that drew the answers. A score is d log p / d v at v0, by central differences; a
+        log-ratio is log p at v0 minus log p at the start. The posterior's step is adapted for the next time.
         """
         if not all(each.tokens for each in clicked):
             raise TrainError("an answer without a token says nothing about a vector")
         prompt, answers = list(clicked[0].prompt), [list(each.tokens) for each in clicked]
         temperature = clicked[0].temperature or 1.0  # a greedy answer is taken for a draw
         vector = clicked[0].vector
-        own = vector != self._under  # else what lies beneath answered alone: the base, or a shared vector
+        own = vector != self._under  # else the user had no vector of their own when the answer was drawn
         if own and (vector is None or vector.under != self._under):
             raise TrainError(
                 "the answer was drawn with another vector beneath: ask for it with what `vector` returns"
@@ -273,7 +273,7 @@ class Clicks:
 
 
 def _different(drawn: list[Generation], count: int) -> list[Generation]:
-    """Return the first `count` different ones; where too few differ, the first ones again."""
+    """Return the first `count` generations that differ; where too few do, also the first ones again."""
     first: dict[tuple[int, ...], Generation] = {}
     for generation in drawn:
         first.setdefault(tuple(generation.tokens.tolist()), generation)

@@ -37,16 +37,18 @@ from ..schema import Schema
 from .search import Search, change, sigma_of
 from .state import Budget, Report, SearchState, as_good, beginning, collapsed, kept, picked, save_state
 
-_EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effect of a sigma is measured
-_EFFECT, _TEXTS_EFFECT = 0.5, 0.25  # in nats, of a candidate: a likelihood is a finer scale
-_REACH = 0.07  # of R's rows at the sigma that is measured first, root mean square
-_WIDER, _WIDEST = 1.5, 4.0  # sigma after a step without signal, and at most, over that of the beginning
-_NARROWER = 0.7  # sigma after going back to the best
+_EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # with which the effect of a sigma is measured
+_EFFECT = 0.5  # nats by which candidates are to change log-probabilities of tokens, root mean square
+_TEXTS_EFFECT = 0.25  # the same for texts, whose likelihood is a finer scale than a reward
+_REACH = 0.07  # root mean square length of R's rows at the first sigma that is tried
+_WIDER = 1.5  # sigma after a step without signal, relative to the sigma before
+_WIDEST = 4.0  # largest sigma, relative to that of the first step
+_NARROWER = 0.7  # sigma after going back to the best vector, relative to the sigma before
 _TOLERANCE = 0.15  # how far a check may fall below the best before the search goes back to it
-_PATIENCE = 8  # checks in a row without anything better after which learning stops
+_PATIENCE = 8  # checks in a row without a better vector, after which learning stops
 _SILENCE = 10  # steps in a row in which all candidates had the same rewards, after which learning stops
-_SEQUENCES = 32  # that run at the same time
-_TEXTS = 8  # a thread, that are scored at the same time: more fill no evaluation (`loop._SCORED`)
+_SEQUENCES = 32  # sequences that run at the same time
+_TEXTS = 8  # texts scored at the same time, for each thread: these fill an evaluation (`loop._SCORED`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +179,8 @@ class RewardLearner:
         self._effect = _TEXTS_EFFECT if texts else _EFFECT
         held = settings.held_back or (min(48, max(8, len(samples) // 10)) if texts else 48)
         self._train, self._check = _hold_back(samples, held, seed)
-        self._half = -(-len(self._check) // 2)  # of those, for every check but the last
-        self._prompts = min(settings.prompts, len(self._train))  # of a step
+        self._half = -(-len(self._check) // 2)  # prompts of every check but the last
+        self._prompts = min(settings.prompts, len(self._train))  # prompts of a step
         self._length = float(np.mean([lengths[i] for i in self._check] if texts else 1))
         start = start or (llm.vector if basis is None else None)
         basis, start = beginning(llm.bases, basis, start)
@@ -265,9 +267,9 @@ class RewardLearner:
             self._save()
 
     def _choose_sigma(self) -> None:
-        """Choose the sigma whose perturbations change log-probabilities as much as `_EFFECT` says, in nats.
+        """Choose the sigma whose perturbations change log-probabilities by the wanted effect, in nats.
 
-        It is measured on the model and its prompts, so that one number fits every basis.
+        The effect is measured on the model and its prompts, so that one number fits every basis.
         """
         state, batch = self.state, self._batch
         samples = [self._samples[i] for i in self._train[:_EFFECT_PROMPTS]]
@@ -305,7 +307,7 @@ class RewardLearner:
         numbers = picked(len(self._train), search.step, self._prompts, (self._seed, 2))
         rewards = self._judge(vectors, [self._train[number] for number in numbers])
         search.tell(rewards)
-        searched = time.monotonic() - began - state.seconds  # of hundreds of numbers more than answers take
+        searched = time.monotonic() - began - state.seconds  # can exceed the answers' time: n is in hundreds
         state.seconds += searched
         state.answer_seconds += searched
         if np.ptp(rewards, axis=0).any():
@@ -327,7 +329,8 @@ class RewardLearner:
         self._save()
 
     def _look(self) -> float:
-        """Check the mean on the first held-back prompts: keep it, or go back to the best."""
+        """Check the search's mean on the first half of the held-back prompts: keep it, or go back to the best
+        after a collapse."""
         state, search = self.state, self._search
         (scores,) = self._judge([self._vector(self._mean())], self._check[: self._half], checking=True)
         best = np.array(state.best_scores)
@@ -362,8 +365,8 @@ class RewardLearner:
             if rest := check[len(known) :]:
                 (more,) = self._judge([self._vector(values)], rest, checking=True)
             scores = np.array([*known, *more])
-            # Of two that the check cannot tell apart, keep the later: it has learned from more. The start
-            # has to be beaten.
+            # Of two finalists that the check cannot tell apart, the later has learned from more prompts. The
+            # start has to be beaten.
             if scores.mean() > start.mean() and (found is None or as_good(scores, best)):
                 found, best = self._vector(values), scores
         self._save()
@@ -383,9 +386,10 @@ class RewardLearner:
     def _judge(
         self, vectors: Sequence[MicroVector], numbers: Sequence[int], *, checking: bool = False
     ) -> NDArray[np.float64]:
-        """Return the rewards of vectors on samples, by their numbers: those to learn from, or to decide by.
+        """Return the rewards of vectors on samples, given by number: float64 [vectors, samples].
 
-        Of texts they are log-likelihoods, by the tokens of a mean one held back. What it costs is counted.
+        `checking` takes the reward that decides, and not the shaped one. The reward of a text is its
+        log-likelihood, divided by the mean length of the held-back texts. Tokens and seconds are counted.
         """
         samples, task = [self._samples[i] for i in numbers], self._deciding if checking else self._lessons
         state = self.state
@@ -408,7 +412,7 @@ class RewardLearner:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Count what a block takes, in tokens and seconds, once it has ended well."""
+        """Count the tokens and the seconds of a block, unless it fails."""
         before, began = self._batch.evaluated, time.monotonic()
         yield
         self.state.tokens += self._batch.evaluated - before
@@ -424,7 +428,8 @@ class RewardLearner:
         return replace(self._start, values=bounded.astype(np.float32), dtype="fp32")
 
     def _ahead(self) -> tuple[int, int]:
-        """Return the answers of one more step, and of the last check: of the mean, and the best's others."""
+        """Return how many answers one more step takes, with a check if one is due, and how many the last
+        check: all prompts for the mean, and for the best those that it has not answered."""
         half, whole = self._half, len(self._check)
         due = (self._search.step + 1) % self.settings.check_every == 0
         step = self._search.population * self._prompts + (half if due else 0)
@@ -436,16 +441,16 @@ class RewardLearner:
         return all(limit is None or need <= limit for need, limit in zip(self._needed(), limits, strict=True))
 
     def _needed(self) -> tuple[float, float]:
-        """Tokens and seconds of this sitting, with one more step and the last check after it."""
+        """Return the tokens and seconds of this sitting, with one more step and the last check after it."""
         tokens, seconds = self._cost(sum(self._ahead()))
         return self.state.tokens - self._began[0] + tokens, self.state.seconds - self._began[1] + seconds
 
     def _spent(self) -> dict[str, float]:
-        """What all sittings together have spent."""
+        """Return what all sittings together have spent."""
         return {"tokens": self.state.tokens, "seconds": self.state.seconds}
 
     def _cost(self, rollouts: int) -> tuple[float, float]:
-        """Tokens and seconds that so many answers take, by what they took so far."""
+        """Return the tokens and seconds that so many answers take, by what answers took so far."""
         each = rollouts / max(self.state.rollouts, 1)
         return self.state.answer_tokens * each, self.state.answer_seconds * each
 
@@ -511,7 +516,8 @@ def tune(
 
 
 def _hold_back(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[int], list[int]]:
-    """Return the numbers of the samples to learn on, and of those held back: all that share a prompt."""
+    """Return the numbers of the samples to learn on, and of those held back. Samples that share a prompt are
+    all on one side."""
     alike = defaultdict[float, list[int]](list)
     for number, sample in enumerate(samples):
         alike[rank(sample)].append(number)

@@ -23,10 +23,10 @@ from tinylora_edge.errors import MissingExtraError
 
 Array = NDArray[np.float64]
 
-_LARGEST = 1e32  # of a mean's entries, as cmaes has it
-_ROUNDS = 4  # sigmas that are tried at most, to find one with an effect
-_NEAR = 0.1  # of log sigma: how well a few tokens tell it
-_FARTHEST = 4.0  # factor between two sigmas that are tried: far away the effect says little about here
+_LARGEST = 1e32  # entries of a mean are below this, as cmaes demands
+_ROUNDS = 4  # most sigmas that are tried to find one with the effect
+_NEAR = 0.1  # error of log sigma at which a sigma is good enough: a few tokens tell it no better
+_FARTHEST = 4.0  # largest factor between two sigmas that are tried: effects are not linear far away
 
 
 class Search:
@@ -38,7 +38,8 @@ class Search:
     Args:
         start: float64 [n].
         sigma: standard deviation of a candidate's entries around the start, above 0.
-        population: lambda. Hansen's default is 4 + 3 ln n, 11 for n = 13; here answers cost more than steps.
+        population: candidates a step, lambda. Hansen's default is 4 + 3 ln n, 11 for n = 13; fewer do here,
+            since answers cost more than steps.
         first: how many steps earlier searches took.
 
     ValueError: an argument is not valid. MissingExtraError: cmaes is not installed.

@@ -22,8 +22,8 @@ from tinylora_edge.vector import MicroVector
 from tinylora_edge.writes import atomic_write
 
 _FORMAT = 3
-_MOST = 1 << 10  # numbers of a vector: a search and a posterior keep a square of them
-_STATE_BYTES = 1 << 28  # four arrays of a training's numbers, and its curve; or two such squares
+_MOST = 1 << 10  # most numbers of a vector: a search and a posterior keep a matrix [n, n]
+_STATE_BYTES = 1 << 28  # room for four arrays of a training's numbers and its curve, or for two such matrices
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "tokens": 1.0, "ktokens": 1000.0}
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(s|m|h|k?tokens)")
 
@@ -62,8 +62,10 @@ class Budget:
 
     @classmethod
     def of(cls, value: Budget | float | str) -> Budget:
-        """Return the budget of a number, of seconds, or of a text: `90s`, `5m`, `1.5h`, `80ktokens`; a
-        TrainError where it is none."""
+        """Return the budget that a number (seconds) or a text (`90s`, `5m`, `1.5h`, `80ktokens`) stands for.
+
+        TrainError: it stands for none.
+        """
         if isinstance(value, Budget):
             return value
         if not isinstance(value, str):
@@ -78,7 +80,7 @@ class Budget:
         return cls(tokens=int(amount)) if match[2].endswith("tokens") else cls(seconds=amount)
 
     def less(self, tokens: float, seconds: float) -> Budget:
-        """Return what is left after so much; at least a little, since a budget is above 0."""
+        """Return what is left after so many tokens and seconds: at least a little, as a budget is above 0."""
         return Budget(
             None if self.seconds is None else max(self.seconds - seconds, 1e-3),
             None if self.tokens is None else max(int(self.tokens - tokens), 1),
@@ -124,7 +126,7 @@ class SearchState:
 def beginning(bases: Bases, basis: Basis | None, start: MicroVector | None) -> tuple[Basis, MicroVector]:
     """Return the basis of the vector to be found, and the vector to begin with, which names that basis.
 
-    Without a basis it is that of the start, or of 13 numbers; without a start it is zeros.
+    Without `basis` it is that of the start, or of 13 numbers. Without `start` the vector is zeros.
     TrainError: vectors of the basis have more numbers than forward passes find. VectorError: the start is of
     another basis, or of none of the model's.
     """
@@ -141,7 +143,7 @@ def beginning(bases: Bases, basis: Basis | None, start: MicroVector | None) -> t
 
 
 def picked(count: int, step: int, size: int, seed: tuple[int, ...]) -> list[int]:
-    """Return the numbers, of `count`, that a step takes: every epoch visits all of them in its own order."""
+    """Return which `size` of `count` items a step takes: each epoch takes all of them, in its own order."""
     places = (divmod(position, count) for position in range(step * size, (step + 1) * size))
     return [int(np.random.default_rng((*seed, epoch)).permutation(count)[at]) for epoch, at in places]
 
@@ -152,19 +154,20 @@ def standard_error(values: NDArray[np.float64]) -> float:
 
 
 def as_good(scores: NDArray[np.float64], best: NDArray[np.float64]) -> bool:
-    """Whether scores on the same prompts are no lower than the best so far, but for one standard error of the
-    difference.
+    """Whether scores on the same prompts are above the best so far, or at most one standard error of the
+    difference below.
 
-    The highest of many noisy scores is in part luck, and what was learned for longer is not worse for that:
-    with SmolLM2 the last vector of a run was better on held-out prompts than the one that scored highest.
+    The highest of many noisy scores is in part luck, and a later vector that scores a little lower need not
+    be worse: with SmolLM2 the last vector of a run was better on held-out prompts than the one that scored
+    highest.
     """
     gain = scores - best
     return bool(gain.mean() > 0 or gain.mean() >= -standard_error(gain))
 
 
 def collapsed(scores: NDArray[np.float64], best: NDArray[np.float64], tolerance: float) -> bool:
-    """Whether scores fell below the best by more than a tolerance, and than two standard errors: that is
-    neither chance nor worth going on from."""
+    """Whether scores are below the best by more than a tolerance, and by more than two standard errors of the
+    difference, so that it is no chance."""
     loss = best - scores
     return bool(loss.mean() > max(tolerance, 2 * standard_error(loss)))
 
@@ -186,7 +189,7 @@ def load_state(path: str | PathLike[str], read: Callable[[Any], T], identity: di
         if content["format"] != _FORMAT:
             raise ValueError(f"it has format {content['format']}, and this version reads {_FORMAT} alone")
         found = dict(content["identity"])
-        for key, value in json.loads(json.dumps(identity)).items():  # which has no tuples
+        for key, value in json.loads(json.dumps(identity)).items():  # JSON reads tuples back as lists
             if found.get(key) != value:
                 raise TrainError(
                     f"{path} belongs to another run: its {key} is {found.get(key)!r}, this run's is "
