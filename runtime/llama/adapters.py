@@ -28,9 +28,10 @@ Adapter = Any
 """Pointer to a `llama_adapter_lora`, as llama_cpp's functions return and take it."""
 
 _ALONE = 1 << 16
-"""Most multiplications that OpenBLAS does in one thread: others would wait for busy cores."""
+"""Most multiplications of a product that OpenBLAS computes in one thread. For larger ones it waits for more
+threads, whose cores may be busy."""
 
-_free = llama_cpp.llama_adapter_lora_free  # bound early: when the interpreter ends, globals go first
+_free = llama_cpp.llama_adapter_lora_free  # bound early: at the interpreter's end, globals go before models
 _libc = ctypes.CDLL(None) if os.name != "nt" else None
 _HAS_FMEMOPEN = hasattr(_libc, "fmemopen")
 if _HAS_FMEMOPEN:
@@ -49,8 +50,8 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 def signals_wait() -> Iterator[None]:
     """Delay signals that have a Python handler to the end of a block in which llama.cpp writes its log.
 
-    llama-cpp-python writes it in a callback from C, in which ctypes drops what a handler raises: two of three
-    interrupts during a load were lost. In a thread that is not the main one this does nothing.
+    llama-cpp-python writes the log in a callback from C, and ctypes drops what a handler raises in it: two of
+    three interrupts during a load were lost. Outside the main thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -94,9 +95,9 @@ class Adapters:
         self.modules: dict[int, int] = {}
         self._model, self._images = model, _Images(factors)
         self._whole: Adapter | None = None
-        self._laid_out: set[int] = set()  # contexts that have computed with the adapters that they have
-        self._key = b""  # the R of the one adapter that is folded
-        rank = min(RANK, factors.rank)  # of most vectors: its image is needed anyhow
+        self._laid_out: set[int] = set()  # addresses of contexts that have computed with their adapters
+        self._key = b""  # shape and bytes of the R in `_folded`
+        rank = min(RANK, factors.rank)  # that of most vectors, whose image is needed anyhow
         with self.lock:
             self._folded = self._load(
                 self._images.of(np.zeros((len(factors.modules), rank, rank), np.float32))
@@ -107,8 +108,8 @@ class Adapters:
     ) -> None:
         """Give the model's own context, which does not compute now, its R, float32 [M, p, q]; None: the base.
 
-        Adapters of the caller's own, and their scales, are in force beside it. TinyLoraError: llama.cpp
-        refuses; the R before stays in force.
+        `others` are adapters of the caller's own, with their scales, that stay in force. TinyLoraError:
+        llama.cpp refuses; the R before stays in force.
         """
         key = b"" if r is None or not r.any() else repr(r.shape).encode() + r.astype(np.float32).tobytes()
         if not key or r is None:
@@ -144,7 +145,7 @@ class Adapters:
             raise TinyLoraError(f"llama.cpp refused to set {len(active)} adapters (code {code})")
 
     def computing(self, context: Any) -> AbstractContextManager[Any]:
-        """Return what a context computes in: with `lock` where it has other adapters than before."""
+        """Return what a context has to compute in: `lock`, where it has other adapters than before."""
         address = _address(context)
         if address in self._laid_out:
             return nullcontext()
@@ -171,7 +172,7 @@ class Adapters:
 
 def _from_memory(model: Any, image: NDArray[np.uint8]) -> Adapter | None:
     if not _HAS_FMEMOPEN:
-        handle, path = tempfile.mkstemp(suffix=".gguf")  # 0600: nobody else reads or changes it
+        handle, path = tempfile.mkstemp(suffix=".gguf")  # mode 0600: no other user reads or changes it
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(image.data)
@@ -192,8 +193,8 @@ class _Images:
     """LoRA adapters (A, B R) as the bytes of GGUF files: an image for each rank q, for any outputs of R.
 
     A and B are float32 even where they are stored in float16: ggml would round activations to the type of A.
-    All B of one shape lie behind each other, so that one product folds R into them; they are transposed, so
-    that only the leading outputs are read: 64 outputs of a model of 0.5B are 78 MB.
+    All B of one shape are one array, so that one product folds R into them. They are transposed, so that only
+    the leading outputs are kept and read: 64 outputs of a model of 0.5B take 78 MB.
     """
 
     def __init__(self, factors: Factors) -> None:
@@ -202,7 +203,7 @@ class _Images:
         for position, b in enumerate(factors.b):
             alike.setdefault(b.shape, []).append(position)
         self._alike = list(alike.values())
-        self._outputs, self._b = 0, list[NDArray[np.float32]]()  # B^T of each shape, of the most in use
+        self._outputs, self._b = 0, list[NDArray[np.float32]]()  # B^T of each shape, of so many outputs
         self._made: dict[int, tuple[NDArray[np.uint8], list[NDArray[np.float32]]]] = {}
 
     def of(self, r: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -214,12 +215,12 @@ class _Images:
         if rank not in self._made:
             self._made[rank] = self._file(rank)
         file, folded = self._made[rank]
-        product = np.multiply if outputs == 1 else np.matmul  # which is slow where a multiple is meant
-        with np.errstate(over="ignore", invalid="ignore"):  # it may be too large for the model
+        product = np.multiply if outputs == 1 else np.matmul  # matmul is slow over one item
+        with np.errstate(over="ignore", invalid="ignore"):  # R may be too large for the model
             for found, b, target in zip(self._alike, self._b, folded, strict=True):
                 rows = _rows(b.shape[-1], outputs * rank)
-                between = (1,) * (b.ndim - 2)  # rows, and experts: they share their module's R
-                own = min(outputs, b.shape[-2])  # a small weight has no more
+                between = (1,) * (b.ndim - 2)  # axes of rows, and of experts, which share their module's R
+                own = min(outputs, b.shape[-2])  # a small weight has fewer outputs
                 product(
                     np.moveaxis(b.reshape(*b.shape[:-1], -1, rows)[..., :own, :, :], -3, -1),
                     r[found, :own].reshape(len(found), *between, own, rank),
@@ -236,7 +237,7 @@ class _Images:
         return stack
 
     def whole(self) -> NDArray[np.uint8]:
-        """Return a file of rank P, or of a module's own: B as it is, and A with rows of zeros beyond Q."""
+        """Return a file of rank P, or of a module's fewer outputs: B as it is, and A with zeros beyond Q."""
         factors, tensors = self._factors, dict[str, NDArray[Any]]()
         for module, a, b in zip(factors.modules, factors.a, factors.b, strict=True):
             wide = np.zeros((*a.shape[:-2], b.shape[-1], a.shape[-1]), np.float32)
@@ -245,7 +246,7 @@ class _Images:
         return self._write(tensors)
 
     def _file(self, rank: int) -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
-        """Return a file, and the places in it where the products of each shape go."""
+        """Return a file, and for each shape of B the arrays in the file that products are written to."""
         factors, tensors, stacks = self._factors, dict[str, NDArray[Any]](), []
         for module, a in zip(factors.modules, factors.a, strict=True):
             tensors[f"{module}.lora_a"] = np.asarray(a[..., :rank, :], np.float32)
@@ -272,7 +273,8 @@ class _Images:
 
 
 def _rows(outputs: int, work: int) -> int:
-    """Return how many of B's rows to multiply at once, each of so many multiplications."""
+    """Return how many of B's `outputs` rows to multiply at once, each of which is `work` multiplications: a
+    divisor of `outputs`, so that all products have one shape."""
     most = min(outputs, max(_ALONE // work, 1))
     return next((rows for rows in range(most, most // 8, -1) if outputs % rows == 0), outputs)
 

@@ -1,5 +1,5 @@
-/* R of each row, inside an evaluation, without the interpreter and its lock. columns.py says what this does, and
- * does the same where it is not built. Nothing of Python's C API is used: ctypes loads it. */
+/* R of each row, inside an evaluation, without the interpreter and its lock. columns.py describes it, and does the
+ * same where this file is not built. It uses nothing of Python's C API: ctypes loads it. */
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -40,10 +40,11 @@ struct row {
     int64_t p, q;
 };
 
-/* Modules by the addresses of their A; rows in the order of their tokens, of which each has one of two counts.
- * Behind the evaluation `failed` is the number + 1 of a module that was evaluated in another way. */
+/* What the callback works with. Modules are sorted by the addresses of their A, and rows are in the order of their
+ * tokens. All rows have counts[1] tokens, or counts[0] where llama.cpp leaves out tokens without logits. After an
+ * evaluation `failed` is 0, or 1 + the number of a module that was evaluated in a way that is not known here. */
 struct columns {
-    bool (*unknown)(struct tensor *, bool, void *); /* asked instead, until the modules are known */
+    bool (*unknown)(struct tensor *, bool, void *); /* Python's callback, until the modules are known */
     bool (*is_host)(void *buffer);
     void (*get)(const struct tensor *, void *, size_t, size_t);
     void (*set)(struct tensor *, const void *, size_t, size_t);
@@ -112,5 +113,5 @@ EXPORT bool tinylora_columns(struct tensor *node, bool ask, struct columns *self
     return ask ? module != NULL : module && replace(self, node, module);
 }
 
-/* Linkers on Windows look for it. */
+/* setuptools has linkers on Windows export this name, so it has to be there. */
 EXPORT void *PyInit__columns(void) { return NULL; }

@@ -1,9 +1,9 @@
 """R of each row, inside an evaluation: llama.cpp computes B (A x), and between the two A x becomes R A x.
 
-All vectors of a model share A and B. So one adapter serves them all: the callback that llama.cpp calls
-between the nodes of its graph replaces each column of A x by R A x, with the R of the row whose token it is.
-columns.c has the callback without the interpreter's lock, for which llama.cpp would wait at every node; where
-it is not built, the one here does the same.
+All vectors of a model share A and B, so one adapter serves them all. llama.cpp calls a callback between the
+nodes of its graph, which replaces each column of A x by R A x, with the R of the row whose token it is.
+columns.c has the callback without the interpreter's lock, for which llama.cpp would wait at every node. Where
+it is not built, the callback here does the same.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _ggml() -> Any:
         ggml.ggml_set_name(a, _A)
         address = ggml.ggml_mul_mat(memory, a, x)
         overhead = ggml.ggml_tensor_overhead() - ctypes.sizeof(_Tensor)
-        fits = overhead in range(16, 65) and overhead % 16 == 0  # an object's header
+        fits = overhead in range(16, 65) and overhead % 16 == 0  # the header of an object in ggml's memory
         if fits:
             node, leaf = _Tensor.from_address(address), _Tensor.from_address(a)
             fits = (
@@ -152,7 +152,7 @@ class Columns:
         self._ggml, self._factors, self._modules = _ggml(), factors, modules
         self._rows: Sequence[NDArray[np.float32] | None] = ()
         self._counts = set[int]()
-        self._numbers: dict[bytes, int] = {}  # name of a tensor A -> number of its module, while it looks
+        self._numbers: dict[bytes, int] = {}  # name of a tensor A -> number of its module, while `looking`
         self._error: BaseException | None = None
         kind = llama_cpp.ggml_backend_sched_eval_callback
         self._python = self.callback = kind(lambda node, ask, _: self(node, ask))
@@ -179,10 +179,10 @@ class Columns:
 
     @contextmanager
     def of(self, rows: Sequence[NDArray[np.float32] | None], counts: set[int]) -> Iterator[None]:
-        """Evaluate rows with these R in a block, float32 [M, p, q], in their order.
+        """Set the R of the rows that the block evaluates: float32 [M, p, q] each, in the order of the rows.
 
-        `counts` are the tokens of each row, and those behind the last attention, where llama.cpp leaves out
-        what gives no logits. TinyLoraError: it evaluates the tokens of this model in another way.
+        `counts` are the tokens of each row, and the tokens with logits: behind the last attention llama.cpp
+        leaves out the others. TinyLoraError: it evaluates the tokens of this model in another way.
         """
         self._rows, self._counts, self._error = rows, counts, None
         if (table := self._table) is not None:
@@ -197,7 +197,7 @@ class Columns:
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """Find the tensors A of the only adapter, in an evaluation of the base that the block does.
+        """Find the tensors A of the only adapter while the block evaluates a token of the base.
 
         BaseMismatchError: it has none.
         """
@@ -212,7 +212,8 @@ class Columns:
         self._know()
 
     def __call__(self, address: int, ask: bool) -> bool:
-        """Say whether it wants the node at an address, or take it; False ends the evaluation."""
+        """Be llama.cpp's callback: `ask`, say whether the node at an address is wanted; else replace its
+        values. False ends the evaluation."""
         try:
             source = ctypes.c_void_p.from_address(address + _SRC).value
             if not ask:
@@ -222,14 +223,15 @@ class Columns:
                 if leaf.name in self._numbers:
                     self._modules[source] = self._numbers[leaf.name]
             return source in self._modules if ask else True
-        except BaseException as error:  # which ctypes would drop
+        except BaseException as error:  # ctypes would drop it
             self._error = self._error or error
             return False
 
     def _replace(self, node: _Tensor, module: int) -> None:
         """Replace A x of each token by R A x, and by zeros for the base."""
         outputs, columns, rows = node.ne[0], node.ne[1] * node.ne[2] * node.ne[3], len(self._rows)
-        tokens = node.ne[2] if self._factors.a[module].ndim > 2 else columns  # each has several experts
+        # Where a module has experts, a token has a column for each expert that it uses.
+        tokens = node.ne[2] if self._factors.a[module].ndim > 2 else columns
         if tokens == 0:
             return
         if (outputs, *node.nb[:2]) != (self._factors.rows[module], 4, 4 * outputs) or (

@@ -24,20 +24,20 @@ class LlamaEngine:
     """A context with sequences, each with its R; see `Engine`.
 
     Rows that generate are evaluated together, and a prompt's tokens by themselves. llama.cpp keeps the order
-    of a batch where its sequences follow each other, with equally many tokens each; so that is how they come.
+    of a batch whose sequences have successive numbers and equally many tokens, so all batches are like that.
 
     Args:
         model: the `llama_model`, which must outlive the engine.
         like: parameters of the model's own context. The engine's differ in size and threads alone.
         adapters: of the model.
-        own: adapters of the caller's own, which are in force beside every R.
+        own: adapters of the caller's own, with their scales, which are in force beside every R.
         rows, n_ctx, n_threads: see `PersonalizedModel.engine`.
 
     TinyLoraError: llama.cpp cannot make the context, or evaluates this model in another way.
     """
 
     chunk = _CHUNK
-    _release = llama_cpp.llama_free, llama_cpp.llama_batch_free  # bound early: globals go before models do
+    _release = llama_cpp.llama_free, llama_cpp.llama_batch_free  # bound early, as `adapters._free`
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class LlamaEngine:
         params.n_ctx = n_ctx * rows
         params.n_batch = params.n_ubatch = self._size = max(_CHUNK, rows)
         params.n_seq_max = rows
-        params.kv_unified = False  # attention goes over a row's own cells, not over everybody's
+        params.kv_unified = False  # so that attention goes over the cells of one row, not of all rows
         params.n_threads = params.n_threads_batch = n_threads
         params.embeddings = False
         params.cb_eval, params.cb_eval_user_data = columns.callback, columns.data
@@ -82,7 +82,7 @@ class LlamaEngine:
         try:
             adapters.set(self._context, [(whole, 1.0)])
             if not adapters.modules:
-                # OpenMP's threads would stay with this thread, as `TinyLoraLlama` says.
+                # With one thread, as OpenMP's threads would stay with this one: see `TinyLoraLlama.__init__`.
                 llama_cpp.llama_set_n_threads(self._context, 1, 1)
                 with columns.looking():
                     self._fill(0, [0])
@@ -106,7 +106,7 @@ class LlamaEngine:
             runs = self._runs(parts)
             for run in runs:
                 logits, wanted = self._decode(run), run[0].wanted
-                if len(runs) > 1:  # the next one overwrites them
+                if len(runs) > 1:  # the next run overwrites them
                     logits = logits.copy()
                 found |= {part.row: logits[i * wanted :][:wanted] for i, part in enumerate(run)}
         except BaseException:
@@ -117,16 +117,14 @@ class LlamaEngine:
         return logits if len(runs) == 1 and [*found] == rows else np.concatenate([found[row] for row in rows])
 
     def _runs(self, parts: Sequence[Part]) -> list[list[Part]]:
-        """Return what is evaluated together: parts of one length, whose sequences follow each other.
-
-        What else there is of them is evaluated here.
-        """
+        """Return the ends of parts in runs that are evaluated together: of one length, with successive
+        sequences. Tokens ahead of these ends are evaluated here."""
         if len(parts) > 1:
             self._gather([part.row for part in parts])
         beside = any(len(part.tokens) == 1 for part in parts)
         alike: dict[tuple[int, int], list[Part]] = {}
         for row, tokens, wanted in parts:
-            # The last token of a prompt goes with those of the rows that generate.
+            # The last token of a prompt is evaluated with those of the rows that generate.
             ahead = len(tokens) - 1 if beside and wanted == 1 else max(0, len(tokens) - self._size)
             self._fill(row, tokens[:ahead])
             alike.setdefault((len(tokens) - ahead, wanted), []).append(Part(row, tokens[ahead:], wanted))
@@ -190,7 +188,7 @@ class LlamaEngine:
             length = 0
         self._lengths[row] = min(self._lengths[row], length)
         if not any(self._lengths):
-            self._place.sort()  # nothing tells of what was evaluated before
+            self._place.sort()  # empty rows have the same sequences whatever was evaluated before
         return self._lengths[row]
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -200,7 +198,7 @@ class LlamaEngine:
         self.cut(target, length)
 
     def purge(self, row: int) -> None:
-        """See `Engine`. No mask hides a NaN: the base's evaluation of as many tokens overwrites them."""
+        """See `Engine`. Masks do not hide NaN, so the base evaluates as many tokens in the same cells."""
         length = self._lengths[row]
         self.cut(row, 0)
         self.set_r(row, None)
@@ -222,7 +220,7 @@ class LlamaEngine:
         self._lengths[row] = 0
 
     def _saved(self, row: int) -> NDArray[np.uint8]:
-        """Return what a row holds: the cells in use, where a copy of its sequence would be all cells."""
+        """Return what a row holds, of the cells in use: llama.cpp's own copy of a sequence copies all."""
         if not self._lengths[row]:
             return np.empty(0, np.uint8)
         data = np.empty(llama_cpp.llama_state_seq_get_size(self._context, self._place[row]), np.uint8)
@@ -231,7 +229,7 @@ class LlamaEngine:
         return data
 
     def _restore(self, row: int, length: int, data: NDArray[np.uint8]) -> None:
-        """Replace what a row holds by so many tokens, that were saved."""
+        """Replace what a row holds by `length` tokens that `_saved` returned."""
         self._empty(row)
         if length:
             pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
@@ -242,7 +240,7 @@ class LlamaEngine:
             self._lengths[row] = length
 
     def _gather(self, rows: Sequence[int]) -> None:
-        """Give rows the first sequences: llama.cpp evaluates those together that follow each other."""
+        """Give rows the first sequences, so that their numbers are successive."""
         row_of = {place: row for row, place in enumerate(self._place)}
         holes = [place for place in range(len(rows)) if row_of[place] not in rows]
         for row in rows:

@@ -37,7 +37,7 @@ _SPECIAL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNO
 """Attributes of tokens that llama.cpp recognizes in the text of a prompt, unless the text is plain."""
 
 _CONTEXT_STEP = 256
-_PIECE = 1 << 12  # bytes of the longest token
+_PIECE = 1 << 12  # room for the bytes of a token
 
 
 class _Closed:
@@ -80,7 +80,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     def __init__(
         self, model_path: str, *, bases: Bases, policy: Policy | None = None, **options: Any
     ) -> None:
-        if "n_ctx" in options:  # else the binding has room for fewer tokens than the context that it names
+        if "n_ctx" in options:  # llama.cpp rounds it up, and the binding's own buffers have to be as large
             options["n_ctx"] = -(-options["n_ctx"] // _CONTEXT_STEP) * _CONTEXT_STEP
         self._prepare(bases, policy)
         self._thread, self._closing = ContextThread(), threading.Lock()
@@ -88,24 +88,24 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         from jinja2 import TemplateError  # which llama-cpp-python brings along
 
         try:
-            # In a thread that ends: llama.cpp packs weights with OpenMP, whose threads stay with the thread
-            # that called it. Where there are more of them than cores, all of them sleep after each operation:
-            # a token of an engine took 85 ms and not 13 (SmolLM2 on two cores with AMX).
+            # In a thread that ends, since llama.cpp packs weights with OpenMP, whose threads stay with the
+            # thread that called it. Where OpenMP has more threads than there are cores, each sleeps after
+            # every operation: a token of an engine took 85 ms instead of 13 (SmolLM2 on two cores with AMX).
             with signals_wait(), ThreadPoolExecutor(1, "tinylora-load") as loading:
                 loading.submit(super().__init__, model_path, **options).result()
         except TemplateError as error:
             raise TinyLoraError(f"the model's chat template cannot be read: {error}") from error
         except TinyLoraError:
             raise
-        except ValueError as error:  # llama-cpp-python's word for a failure of llama.cpp
+        except ValueError as error:  # what llama-cpp-python raises where llama.cpp fails
             raise TinyLoraError(
                 f"llama.cpp cannot open {model_path} with n_ctx {options.get('n_ctx', 512):,}: {error}. In "
                 "Python verbose=True shows why"
             ) from error
         self._opened()
 
-    # llama.cpp sizes its graph for the adapters that exist when the context is created, and Llama's
-    # constructor makes model and context in one go; the moment between them is this assignment.
+    # llama.cpp sizes its graph for the adapters that exist when the context is created. Llama's constructor
+    # makes model and context; between the two it assigns `_model`, and that is when the adapters are made.
     @property
     def _model(self) -> Any:
         return self.__dict__["_model"]
@@ -126,11 +126,11 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         self.adapters.apply(self._ctx.ctx, None if vector is None else vector.r, self._own_adapters())
         self._staged = digest
         if (memory := llama_cpp.llama_get_memory(self._ctx.ctx)) is not None:
-            # Zeroing the cells takes milliseconds and matters only for NaN, which no mask hides.
+            # Zeroing the cells takes milliseconds. Only NaN makes it necessary: masks do not hide NaN.
             llama_cpp.llama_memory_clear(memory, self.n_tokens > 0 and not self._finite())
         self.reset()
         cache: Any = self.cache
-        if cache is not None:  # Llama's caches have no method for it, but what they keep has
+        if cache is not None:  # Llama's caches have no `clear`, but the containers in them have
             getattr(cache, "cache_state", getattr(cache, "cache", cache)).clear()
 
     def _finite(self) -> bool:
@@ -139,7 +139,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
     def _in_turn(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call what computes with the context, in turn, under the vector that is active here."""
-        if self._thread.inside:  # a part of the current job, which has its vector
+        if self._thread.inside:  # a part of the current job, which has set the vector
             return call(*args, **kwargs)
         return self._thread.run(partial(self._under, self._asked(), call, args, kwargs))
 
@@ -215,7 +215,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """As `llama_cpp.Llama.tokenize`; parts that `special_tokens` cut are tokenized one by one."""
-        # Not there before the first chat: nothing was cut.
+        # Before the first chat there is none in the dictionary, and nothing was cut.
         special_tokens: SpecialTokens | None = self.__dict__.get("special_tokens")
         first, *rest = [text] if special_tokens is None else special_tokens.parts(text)
         tokens: list[int] = super().tokenize(first, add_bos, special)
@@ -234,9 +234,11 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
                 return super().create_chat_completion(self.special_tokens.cut(messages), *args, **kwargs)
             except (TinyLoraError, UnicodeEncodeError):
                 raise
-            except Exception:  # of the template, or of llama-cpp-python, which raises what it likes
+            except Exception:  # of the template, or of llama-cpp-python
                 if self.chat_tokenizer.has_template:
-                    self.chat_tokenizer.encode_messages(messages)  # says so where the template is what fails
+                    self.chat_tokenizer.encode_messages(
+                        messages
+                    )  # raises the VectorError if the template fails
                 raise
 
     # What computes with the context is a job of its thread.
@@ -249,7 +251,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         tokens = list(tokens)
         if not tokens and kwargs.get("reset", True):
             raise TinyLoraError("the prompt has no tokens: pass some text")
-        if self._thread.inside:  # of a completion, which ends between two tokens where nobody wants it
+        if self._thread.inside:  # a completion's own call: cancelling ends it between two tokens
             return self._checked(super().generate(tokens, *args, **kwargs))
         return self._stream(super().generate, tokens, *args, **kwargs)
 
@@ -309,10 +311,10 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         """
         self._in_turn(self._restored, super().load_state, state, self._thread.inside)
 
-    def _restored(self, load: Callable[[Any], None], state: Any, found: bool) -> None:
+    def _restored(self, load: Callable[[Any], None], state: Any, inside: bool) -> None:
         if getattr(state, "tinylora_vector", None) == self._staged:
             load(state)
-        elif not found:  # by a completion in its LlamaCache, which evaluates the prompt instead
+        elif not inside:  # a completion that finds such a state in a LlamaCache evaluates the prompt instead
             raise VectorError(
                 "the saved state was computed with another vector than the active one: swap to the "
                 "vector that it was saved under, or evaluate the prompt again"
@@ -323,7 +325,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
 T = TypeVar("T")
 
-_AT_EXIT = 2.0  # seconds that the end of the process waits for a callback that does not return
+_AT_EXIT = 2.0  # seconds that the end of the program waits for a callback that does not return
 
 
 class Job:
@@ -333,12 +335,12 @@ class Job:
         self.call, self.done, self.cancelled = call, done, False
 
 
-class Cancelled(Exception):  # noqa: N818 - it ends a generation that nobody wants any more
-    """The job's reader has left."""
+class Cancelled(Exception):  # noqa: N818 - no error
+    """The job was cancelled: its reader has left, or the model is closed."""
 
 
 class ContextThread:
-    """One daemon thread and its queue. Any thread may use it; it does not keep the model alive."""
+    """One daemon thread and its queue of jobs. Any thread may use it; it does not keep the model alive."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -361,7 +363,7 @@ class ContextThread:
             )
 
     def check(self) -> None:
-        """End the current job where it was cancelled, or the model was closed."""
+        """End the current job where it was cancelled."""
         if self._now is not None and self._now.cancelled:
             raise Cancelled
 
@@ -378,7 +380,8 @@ class ContextThread:
             self._changed.notify_all()
 
     def run(self, call: Callable[[], T]) -> T:
-        """Call in turn, and return what it returns. BusyError: this is a callback of a generation."""
+        """Run a call when its turn comes, and return its result. BusyError: this is a callback of a
+        generation."""
         self.check_waiting()
         ended: SimpleQueue[tuple[T, BaseException | None]] = SimpleQueue()
         job = Job(call, lambda result, error: ended.put((result, error)))
@@ -393,7 +396,8 @@ class ContextThread:
         return result
 
     def close(self) -> bool:
-        """End everything at the next token; return whether it ended: at exit a callback may hold it up.
+        """End all jobs, the current one at its next token; return whether the thread has ended. When the
+        program ends, a callback may keep it from that.
 
         BusyError: this is a callback of a generation.
         """
@@ -407,7 +411,7 @@ class ContextThread:
             self._changed.notify_all()
         for job in left:
             job.done(None, TinyLoraError(CLOSED))
-        if self._thread in (None, threading.current_thread()):  # which drops the model's last reference
+        if self._thread in (None, threading.current_thread()):  # this thread may drop the last reference
             return True
         self._thread.join(None if threading.main_thread().is_alive() else _AT_EXIT)
         return not self._thread.is_alive()
@@ -432,4 +436,4 @@ class ContextThread:
             with self._changed:
                 self._now = None
             job.done(result, error)
-            del job, result, error  # the thread keeps no model; it may close one that nobody else has
+            del job, result, error  # so that the idle thread keeps no model alive; it may close it here

@@ -37,7 +37,7 @@ class LlamaTokenizer:
     @property
     def has_template(self) -> bool:
         """Whether the model renders chat messages: by a handler, a named format, or its file's template."""
-        llm = self._llm  # "llama-2" is what llama_cpp falls back to where it found none
+        llm = self._llm  # llama_cpp falls back to "llama-2" where it finds no format
         named = llm.chat_handler is not None or llm.chat_format != "llama-2"
         return named or "tokenizer.chat_template" in llm.metadata
 
@@ -57,7 +57,7 @@ class LlamaTokenizer:
     ) -> tuple[list[int], list[str]]:
         """Return the tokens of messages, by the model's own chat handler, and the texts that end an answer.
 
-        So training and evaluation use what `create_chat_completion` runs.
+        So training and evaluation have the prompts of `create_chat_completion`.
 
         Raises:
             VectorError: the template does not render the messages.
@@ -82,7 +82,7 @@ class LlamaTokenizer:
             return recorded.tokens, recorded.stop
         except (TinyLoraError, UnicodeEncodeError):
             raise
-        except Exception as error:  # a template is a program of the model's, and raises what it likes
+        except Exception as error:  # a template is a program, which may raise anything
             raise VectorError(
                 f"the model's chat template does not render these messages: {type(error).__name__}: "
                 f"{str(error)[:200]}. Leave out what it refuses: some know no system message"

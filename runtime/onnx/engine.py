@@ -18,28 +18,29 @@ from tinylora_edge.formats.onnx_graph import INPUT_NAME, input_row
 from ..engine import CLOSED, Part
 
 CHUNK = 128
-"""Tokens of prompts that are evaluated at once, between two tokens of the answers beside them."""
+"""Most tokens of prompts that are evaluated between two tokens of the answers beside them."""
 
 _FEWEST = 2
-"""Fewest rows, or tokens of a prompt, in a run. ONNX Runtime computes a product with one row by other
-kernels, whose last bits differ. From two rows on, a row's bits do not depend on how many there are, nor does
-a token's on how many are in its piece, but for 33, 65 and 97: there the last one's differ."""
+"""Fewest rows, or tokens of a prompt, in a run of ONNX Runtime, which computes a product with one row by
+other kernels, whose last bits differ. From two rows on, the bits of a row do not depend on the number of
+rows. Nor do those of a token depend on the number of tokens in its piece, except the last token's in pieces
+of 33, 65 and 97."""
 
 _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
 _PAST, _PRESENT = "past_key_values.", "present."
-_WIDTH = 256  # cells that the mask grows by
-_FLOATS = 1 << 23  # of the logits of a prompt's end, at most
-_IDLE = 2  # calls after which a row may be moved: it rests for a slice, or is free
-_BLOCK = 64  # cells that a row's length is a multiple of, so that rows begin at a page of memory
+_WIDTH = 256  # cells by which the mask grows
+_FLOATS = 1 << 23  # most logits of one piece of a prompt
+_IDLE = 2  # calls without a row after which it may be moved: it waits for its next turn, or is free
+_BLOCK = 64  # a row's length in cells is a multiple of this, so that rows begin at a page of memory
 
 
 class OnnxEngine:
     """Sequences that are evaluated together, each with its R and its length; see `Engine`.
 
-    Rows are padded at their right: the graph's attention (GroupQueryAttention) takes the length of each row
-    by itself, and computes nothing beyond it. Rows that generate lie beside each other: they change places
-    with idle ones. What a row computes does not depend on the others, to the last bit. An engine of one row
-    has other kernels, and so other last bits.
+    Rows are padded on the right: the graph's attention (GroupQueryAttention) has the length of each row, and
+    computes nothing beyond it. Rows that generate are moved beside each other, in exchange for idle rows.
+    What a row computes does not depend on the others, to the last bit. An engine of one row uses other
+    kernels, and so has other last bits.
 
     Args:
         session: an `onnxruntime.InferenceSession`, which engines in other threads may share.
@@ -63,7 +64,7 @@ class OnnxEngine:
         self._past, shapes, self.n_vocab = self._read_graph(head_size)
         self._present = [name.replace(_PAST, _PRESENT) for name in self._past]
         self._fewest = min(rows, _FEWEST)
-        try:  # a row that computes for nothing writes the cell behind its last one
+        try:  # one more cell, which a full row that only computes along in `_step` writes
             self._cells: Cells | None = Cells(shapes, rows=rows, length=n_ctx + 1)
         except OSError as error:
             raise TinyLoraError(
@@ -78,9 +79,9 @@ class OnnxEngine:
         self._without_logits = onnxruntime.RunOptions()
         self._without_logits.only_execute_path_to_fetches = True
         self._step_binding: tuple[tuple[int, int], Any, NDArray[np.int64]] | None = None
-        self._lengths = [0] * rows  # by number, as are those below
-        self._place = list(range(rows))  # where each row lies in the cells
-        self._used, self._calls = [-_IDLE] * rows, 0
+        self._lengths = [0] * rows  # by the number of the row, as the next two
+        self._place = list(range(rows))  # the place of each row in the cells
+        self._used, self._calls = [-_IDLE] * rows, 0  # the call that used each row last, and calls so far
 
     def set_r(self, row: int, r: NDArray[np.float32] | None) -> None:
         """See `Engine`."""
@@ -144,7 +145,7 @@ class OnnxEngine:
         return self._cells
 
     def _append(self, part: Part, *, alone: bool) -> NDArray[np.float32]:
-        """Append tokens to one row, some at a time; return the logits that are wanted."""
+        """Append tokens to one row, piece by piece; return the logits that are wanted."""
         place, count = self._place[part.row], len(part.tokens)
         found = []
         pieces = list(_pieces(count, part.wanted, self._tail))
@@ -167,7 +168,7 @@ class OnnxEngine:
         return np.concatenate(found) if found else np.empty((0, self.n_vocab), np.float32)
 
     def _step(self, parts: Sequence[Part]) -> NDArray[np.float32]:
-        """Append a token to some rows; return the logits of the first places."""
+        """Append a token to some rows; return logits [places, vocabulary] of the first places."""
         cells = self._open()
         count = max(self._fewest, self._gather([part.row for part in parts]))
         lengths = [0] * self.rows
@@ -193,7 +194,7 @@ class OnnxEngine:
     def _gather(self, rows: Sequence[int]) -> int:
         """Move rows that generate to the first places, past idle ones; return how many places they take.
 
-        A row between them that was used lately stays where it is, and computes for nothing meanwhile.
+        A row between them that was used lately stays where it is. It computes along, and nobody reads it.
         """
         at = sorted((self._place[row], row) for row in rows)
         row_of = {place: row for row, place in enumerate(self._place)}
@@ -207,7 +208,7 @@ class OnnxEngine:
         return 1 + max(self._place[row] for row in rows)
 
     def _binding(self, begin: int, end: int, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Any:
-        """Return a binding of some places, which writes their cells where they are."""
+        """Return a binding of places `begin` .. `end` - 1, with which ONNX Runtime writes cells in place."""
         binding = self._session.io_binding()
         for name, array in ((_IDS, ids), (_MASK, mask), (INPUT_NAME, self._r[begin:end])):
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
@@ -249,8 +250,8 @@ class OnnxEngine:
 class Cells:
     """Keys and values of sequences, in memory of our own that ONNX Runtime writes in place.
 
-    The room is address space alone: a cell has memory from when it is first written until its row is erased,
-    and nothing is ever copied to grow. `shapes` are heads and width of each tensor of keys or of values.
+    At first that is address space alone: a cell gets memory when it is first written, and keeps it until its
+    row is erased. Nothing is copied to grow. `shapes` are heads and width of each tensor of keys or values.
 
     Attributes:
         tensors: float32 [rows, heads, length, width], the length rounded up. Any run of rows is contiguous.
@@ -263,10 +264,10 @@ class Cells:
         self.tensors: list[NDArray[np.float32]] = []
         for heads, width in shapes:
             shape = (rows, heads, self.length, width)
-            # Not the default, shared memory, which cannot be freed by MADV_DONTNEED.
+            # Not the default, which is shared memory: MADV_DONTNEED does not free that.
             private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
             memory = mmap.mmap(-1, int(np.prod(shape)) * 4, **private)
-            if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a page of 2 MB would be that of many rows
+            if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a page of 2 MB would hold many rows
                 with suppress(OSError):
                     memory.madvise(mmap.MADV_NOHUGEPAGE)
             self._maps.append(memory)
@@ -278,7 +279,7 @@ class Cells:
             tensor[target, :, :length] = tensor[source, :, :length]
 
     def swap(self, one: int, other: int, lengths: tuple[int, int]) -> None:
-        """Exchange two rows, of which so many cells are of use."""
+        """Exchange the first `lengths` cells of two rows."""
         ours, theirs = lengths
         for tensor in self.tensors:
             kept = tensor[one, :, :ours].copy()
@@ -289,7 +290,7 @@ class Cells:
                 self.erase(row)
 
     def erase(self, row: int) -> None:
-        """Give the memory of a row back to the system, where it can be; its cells are of no use then."""
+        """Return the memory of a row to the system, where that is possible; what its cells hold is lost."""
         if not hasattr(mmap, "MADV_DONTNEED"):
             return
         for memory, tensor in zip(self._maps, self.tensors, strict=True):
@@ -300,17 +301,17 @@ class Cells:
 
 
 def _pieces(count: int, wanted: int, tail: int) -> Iterator[tuple[int, int]]:
-    """Cut so many tokens into pieces whose last bits are alike, if there are two tokens; see `_FEWEST`.
+    """Return begin and end of pieces of at least two tokens, by which last bits are the same; see `_FEWEST`.
 
     Args:
-        count: tokens.
+        count: tokens, at least two.
         wanted: how many of the last ones have logits that are wanted.
-        tail: tokens of a piece with logits, at most.
+        tail: most tokens of a piece with logits.
     """
     found, end = [], count
     while end:
         begin = max(0, end - (tail if end > count - wanted else CHUNK))
-        if begin == 1:  # one token would be left
+        if begin == 1:  # else one token would be left
             begin = 2
         if end - begin > 1 and (end - begin) % 32 == 1:
             begin += 8
