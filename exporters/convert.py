@@ -1,9 +1,9 @@
 """Vectors in the formats of other programs: a GGUF LoRA, a PEFT LoRA, and a GGUF model.
 
-Both LoRAs are (A, B R): rank r, scale 1, the vector folded in, exact. The first is for llama.cpp's `--lora`
-and what is built on it, the second for PEFT, vLLM, SGLang. The model is for programs that take no adapters,
-such as Ollama. As in a frame, a vector that lies beneath is not in them. ONNX Runtime's `.onnx_adapter` is in
-the core (`formats.onnx_adapter`), since devices write it too.
+Both LoRAs are (A, B R), with the vector folded in, of scale 1, and exact. The first is for llama.cpp's
+`--lora` and programs that are built on llama.cpp, the second for PEFT, vLLM and SGLang. The model is for
+programs that take no adapters, such as Ollama. As in a frame, a vector that lies beneath is not in them.
+ONNX Runtime's `.onnx_adapter` is in the core (`formats.onnx_adapter`), since devices write it too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from .weights.hf import HFConfig, HFWeights
 
 _Q8_0 = gguf.GGMLQuantizationType.Q8_0
 _OF_THE_FILE = "GGUF.", "split.", gguf.Keys.General.ARCHITECTURE, gguf.Keys.General.ALIGNMENT
-"""Beginnings of keys that are not copied from a base: header, split, and what the writer adds itself."""
+"""Beginnings of keys that are not copied from a base: the file's header and its split, and keys that the
+writer adds itself."""
 
 
 def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]) -> None:
@@ -48,7 +49,7 @@ def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]
         ("general.type", "adapter", STRING),
         ("general.name", f"tinylora {basis.id} vector of sequence {vector.sequence}", STRING),
         ("adapter.type", "lora", STRING),
-        # Readers that know alpha compute scale * alpha / rank, which is then the scale, as without alpha.
+        # Readers that know alpha compute scale * alpha / rank: with this alpha that is scale itself.
         ("adapter.lora.alpha", float(basis.rank), FLOAT32),
     ]
     with atomic_write(path) as file:
@@ -79,7 +80,7 @@ def write_peft_lora(
         if a.ndim != 2:
             raise UnsupportedModelError(f"{module} has experts, which a PEFT LoRA does not adapt like this")
         name, shape = weights.layers.get(module, ("", ()))
-        if name.partition(".")[2][:1].isdigit():  # PEFT would not find it, and say nothing
+        if name.partition(".")[2][:1].isdigit():  # PEFT would not find the layer, and not say so
             raise ExportError(f"{model} has {name} without a prefix: save it as a causal language model")
         rows, gap = None, inf
         if shape == (len(b), a.shape[1]):
@@ -104,7 +105,7 @@ def write_peft_lora(
         "lora_dropout": 0.0,
         "bias": "none",
     }
-    from safetensors.numpy import save  # which was there to read the model
+    from safetensors.numpy import save  # installed: it was needed to read the model
 
     with new_bundle(directory) as folder, atomic_write(folder / "adapter_model.safetensors") as file:
         file.write(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}))

@@ -53,7 +53,8 @@ SHIPPED = Path(__file__).parent
 """The folder of the projections that are shipped, `*.npz`."""
 
 _SKETCHES_AGREE = 0.02
-"""Sketches of the same factors differ by less: by .001 in half precision. Those of others differ by 1."""
+"""Largest difference of two sketches of the same factors. In half precision they differ by .001, and sketches
+of other factors by 1."""
 
 Stage = Callable[[str], None]
 """Called with the name of each step as it begins."""
@@ -93,8 +94,8 @@ class Export:
         provenance: where the files came from, for the manifest: `ResolvedModel.provenance`.
 
     Attributes:
-        base: the GGUF that is deployed, or what the factors are taken from where there is none.
-        modules: names of those that get factors.
+        base: the GGUF that is deployed; where there is none, the model.
+        modules: names of the modules that get factors.
         bytes: size of their weights.
 
     Raises:
@@ -269,11 +270,11 @@ def add_projection(
 
 
 def find_shipped(factors: Factors) -> Projection | None:
-    """Return the shipped projection that was learned with factors, or None.
+    """Return the shipped projection that was learned with these factors, or None.
 
     A digest cannot tell, since another machine computes the same factors to some digits only. So a file has
-    a sketch of them, float32 [M, 2, k], beside P and its prior. Other factors of the same modules are a
-    warning.
+    a sketch of its factors, float32 [M, 2, k], beside P and its prior. Where the modules are the same and the
+    sketches differ, a ProjectionsLeftOutWarning says so.
     """
     for path in sorted(SHIPPED.glob("*.npz")):
         with np.load(path) as file:
@@ -302,7 +303,7 @@ def sketch(factors: Factors, rank: int) -> NDArray[np.float32]:
 
 
 def _along(factor: NDArray[Any]) -> NDArray[np.float64]:
-    """Return rows of length 1 times a vector that looks random and needs no generator: float64 [r]."""
+    """Return the products of rows, scaled to length 1, with a fixed vector that looks random: float64 [r]."""
     rows = factor.astype(np.float64)
     probe = np.cos(np.arange(1, rows.shape[1] + 1) ** 2 * 0.6180339887498949)
     found: NDArray[np.float64] = rows @ probe / np.maximum(np.linalg.norm(rows, axis=1), 1e-30)
@@ -323,13 +324,14 @@ def refuse_existing(output: Path) -> None:
 
 
 def fill_bundle(
-    bundle: Path, bases: Bases, sections: dict[str, dict[str, Any] | None], *, base: Path | None = None
+    bundle: Path, bases: Bases, sections: dict[str, dict[str, Any] | None], *, base: Path | None
 ) -> str | None:
-    """Put side tensors, the GGUF (its fingerprint is their first) and the manifest into a new bundle.
+    """Put side tensors, the GGUF `base` and the manifest into a new bundle.
 
-    Sections of the manifest are `source` (where the files came from), `factors` (their quality), `onnx` (the
-    graph), and `base` (the GGUF), which is added here; one that is None is left out.
-    Returns how the GGUF came into it: `hard link` or `copy`; None where there is none.
+    The GGUF's fingerprint is the first of the bases'. Sections of the manifest are `source` (where the files
+    came from), `factors` (their quality), `onnx` (the graph), and `base`, which is added here; a section that
+    is None is left out. Returns how the GGUF came into the bundle: `hard link` or `copy`; None where there is
+    none.
     """
     placed = None
     save_bases(bases, bundle / BASIS_NAME)
@@ -359,15 +361,15 @@ def fill_bundle(
 
 @contextmanager
 def new_bundle(output: Path) -> Iterator[Path]:
-    """Yield a directory to fill. On leaving it becomes `output` in one rename; on an error it is removed.
+    """Yield a directory to fill. A rename makes it `output` at the end of the block; an error removes it.
 
-    What an export that was killed left there is replaced. ExportError: another one is at work there.
+    What a killed export left behind is replaced. ExportError: another export writes the same bundle.
     """
     refuse_existing(output)
     partial = output.parent / f".{output.name}.partial"
     try:
         with locked(partial, wait=False, keep=False):
-            refuse_existing(output)  # which another one may have made just now
+            refuse_existing(output)  # another export may have written it before this one had the lock
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             try:

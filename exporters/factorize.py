@@ -25,25 +25,26 @@ from .weights.gguf import GGUFWeights
 from .weights.hf import HFConfig, HFWeights
 
 _ROUNDING = 2.0**-10
-"""Largest error of a factor's entries over its largest entry: float16 has half of it with all its digits."""
+"""Largest error that an entry of a stored factor may have, relative to the factor's largest entry: twice that
+of float16 within its normal range."""
 
 _AT_ONCE = 768 << 20
-"""Bytes of the weights, as float32, that are in memory at the same time; one weight always may be."""
+"""Most bytes of weights, as float32, that are in memory at the same time, unless a single weight has more."""
 
 Progress = Callable[[str, int], None]
-"""Called after each module with its name and the bytes of weights that it had as stored."""
+"""Called after each module with its name and the bytes of its weight as stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """Which modules get factors, and of which kind. All of it is in their digest: no vector of these factors
-    fits those of another choice.
+    """Which modules get factors, and of which kind. All settings change the factors' digest: a vector fits
+    factors of the same settings alone.
 
     Attributes:
         rank: Q, the number of right directions. Vectors of lower ranks act on the leading ones, so that a
-            large one costs space alone.
-        outputs: P, the number of left directions, Q or more, of modules that have as many; None for what
-            `Source.fitted` chooses.
+            large Q costs space alone.
+        outputs: P, the number of left directions, Q or more; a module with fewer outputs has fewer. None for
+            what `Source.fitted` chooses.
         targets: kinds, names or patterns of modules, or `light` (`modules.select`); empty for every linear
             layer.
         factor_dtype: `f32` or `f16`.
@@ -73,10 +74,10 @@ class Source:
     """The weights that an export makes factors of, opened, but not read. Arguments and errors: see `Export`.
 
     Attributes:
-        base: the GGUF that is deployed, or None where a directory serves another engine alone; `deployed` has
-            its weights.
+        base: the GGUF that is deployed, or None where a directory serves another engine alone.
+        deployed: the weights of `base`.
         weights: those that factors are made of.
-        architecture: its `general.architecture`, or the one that it would have.
+        architecture: `general.architecture` of the GGUF, or the one that it would have.
         modules: names of all modules that can be adapted.
         heads: numbers of attention heads, where they are known.
     """
@@ -106,7 +107,7 @@ class Source:
         queries = file.get(f"{file.architecture}.attention.head_count")
         keys = file.get(f"{file.architecture}.attention.head_count_kv", queries)
         most = (np.max(n, initial=0) if np.asarray(n).dtype.kind in "iu" else 0 for n in (queries, keys))
-        self.heads = Heads(*(int(n) or None for n in most))  # of blocks, where each has its own
+        self.heads = Heads(*(int(n) or None for n in most))  # the most of all blocks, which may differ
         self.weights = self.deployed
         if model.is_dir():
             blocks = 1 + max(parse(module)[0] for module in self.modules)
@@ -133,10 +134,10 @@ class Source:
         return self.deployed is not None and len(self.deployed.file.tensors[module].shape) == 3
 
     def fitted(self, settings: ExportSettings, *, graph: bool) -> ExportSettings:
-        """Return settings with the number of outputs: that of a large vector on a model of this width.
+        """Return settings with a number of outputs: that of a large vector on a model of this width.
 
-        It is the rank for a graph, which computes every output for every vector, and for experts, which have
-        a B each.
+        For a graph, which computes every output for every vector, it stays the rank, and for experts, each of
+        which has a B.
         """
         modules, rank = select(self.modules, settings.targets), settings.rank
         if settings.outputs is not None or graph or any(map(self.stacked, modules)):
@@ -182,9 +183,9 @@ class Source:
     ) -> tuple[NDArray[np.float32], float | None]:
         """Return B with its rows in the order of the GGUF, and the distance to the weight that is deployed.
 
-        convert_hf_to_gguf reorders the rows of q and k on Llama-family models for its RoPE. The
-        weights show which models those are; a list decides only where no GGUF is deployed. No distance is
-        returned then, nor where the factors come from that GGUF.
+        convert_hf_to_gguf reorders the rows of q and k on Llama-family models for its RoPE. The deployed
+        weights show which models those are. Where no GGUF is deployed, a list decides and the distance is
+        None, as it is where the factors come from the deployed GGUF.
         """
         if self.weights is self.deployed:
             return b, None
@@ -203,8 +204,15 @@ class Source:
 
 @dataclass(frozen=True)
 class ModuleFactors:
-    """The factors of a module as they are stored, rows in GGUF order; the worst residual of its matrices,
-    whether all met the tolerance, and the distance to the deployed weight, if the factors are of another."""
+    """The factors of a module as they are stored.
+
+    Attributes:
+        a, b: the rows of B are in GGUF order.
+        residual: the worst of its matrices.
+        converged: whether all its matrices met the tolerance.
+        agreement: distance to the deployed weight; None where the factors are made of that weight, or none is
+            deployed.
+    """
 
     a: NDArray[Any] = field(repr=False)
     b: NDArray[Any] = field(repr=False)
@@ -215,7 +223,7 @@ class ModuleFactors:
 
 def quality(found: dict[str, ModuleFactors]) -> dict[str, Any]:
     """Return for the manifest how exact factors are: the worst two-sided residual, the modules that did not
-    meet the tolerance, and the worst distance to the deployed weights, where they are of others."""
+    meet the tolerance, and the worst distance to deployed weights (see `ModuleFactors`)."""
     worst = max(found, key=lambda module: found[module].residual)
     return {
         "worst_residual": found[worst].residual,
@@ -240,7 +248,7 @@ def factorize(
     workers = max(1, min(cores(), _AT_ONCE // largest))
     stop, found = Event(), {}
     pool = ThreadPoolExecutor(workers, "tinylora-export")
-    with blas_threads(cores() // workers):  # until the last of them has ended, also where an error ends it
+    with blas_threads(cores() // workers):  # the pool ends inside, also after an error
         try:
             futures = [pool.submit(_factorize, source, module, settings, stop) for module in modules]
             for module, future in zip(modules, futures, strict=True):
@@ -255,8 +263,8 @@ def factorize(
 def blas_threads(count: int = 1) -> AbstractContextManager[Any]:
     """Limit numpy's BLAS to so many threads in a block.
 
-    On matrices that are multiplied with a few vectors a second thread gains nothing, and where the other
-    cores are busy its waiting made the factorization of SmolLM2 10 to 50 times slower (26 to 146 s).
+    A second thread gains nothing where matrices are multiplied with a few vectors. Where the other cores are
+    busy, waiting for it made the factorization of SmolLM2 10 to 50 times slower (26 to 146 s).
     """
     try:
         from threadpoolctl import threadpool_limits
@@ -267,7 +275,7 @@ def blas_threads(count: int = 1) -> AbstractContextManager[Any]:
 
 
 def _factorize(source: Source, module: str, settings: ExportSettings, stop: Event) -> ModuleFactors:
-    """Factorize one module, expert by expert: its weight is one matrix [out, in], or one an expert."""
+    """Factorize one module, whose weight is one matrix [out, in], or one for each expert."""
     pairs, found, stacked = list[Any](), list[TruncatedSVD](), source.stacked(module)
     for number, matrix in enumerate(source.weights.matrices(module)):
         if stop.is_set():

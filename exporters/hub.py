@@ -31,7 +31,7 @@ _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 _QUANT = re.compile(
     r"(?:^|[-._])((?:ud[-_])?(?:i?q\d(?:_[0-9a-z]+)*|tq\d_\d|mxfp4(?:_moe)?|nvfp4|bf16|fp?16|fp?32))$", re.I
 )
-_NO_MODEL = re.compile(r"(?:^|[-._/])(?:mmproj|imatrix|lora)(?:[-._]|$)", re.I)  # what lies beside models
+_NO_MODEL = re.compile(r"(?:^|[-._/])(?:mmproj|imatrix|lora)(?:[-._]|$)", re.I)  # other files beside models
 _BESIDE = re.compile(r"[^/]+\.(?:json|model|txt|jinja)")  # configuration and tokenizer; never code
 
 
@@ -39,8 +39,8 @@ _BESIDE = re.compile(r"[^/]+\.(?:json|model|txt|jinja)")  # configuration and to
 class CatalogModel:
     """An entry of the catalog: `gguf` and `weights` are repositories, `quants` quantizations and their bytes.
 
-    The bytes are approximate. An empty `default` is the first of `quants`. Of a `gated` model the licence has
-    to be accepted on the hub first.
+    The bytes are approximate. An empty `default` stands for the first of `quants`. A `gated` model can be
+    downloaded once its licence is accepted on the hub.
     """
 
     name: str
@@ -154,7 +154,7 @@ def resolve(
 def _entry(text: str) -> tuple[CatalogModel | None, bool]:
     """Return what the catalog has of a name, and whether it is a local path."""
     entry = load_catalog().get(text.lower())
-    # A bundle is what `export NAME` leaves behind: once more NAME means the same.
+    # A folder NAME with a bundle in it is what `export NAME` wrote: NAME stays the model of the catalog.
     here = _is_local(text) and not (entry is not None and Path(text, BASIS_NAME).exists())
     if not here and entry is None and not _REPOSITORY.fullmatch(text):
         near = difflib.get_close_matches(text.lower(), load_catalog(), n=3)
@@ -177,7 +177,7 @@ def load_catalog() -> dict[str, CatalogModel]:
 
 
 class GGUFModel(NamedTuple):
-    """A model among the files of a repository: those `files` that are there, of so many `parts`."""
+    """A model among the files of a repository: its `files` that are there, of `parts` in all."""
 
     stem: str
     quant: str
@@ -238,14 +238,14 @@ def _fetch(here: Listing, files: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     for name in files:
         try:
             path = Path(_client().hf_hub_download(here.name, name, revision=here.revision))
-        except Exception as error:  # the client has changed its HTTP library before, and with it the errors
+        except Exception as error:  # of the HTTP library, which the client has changed before
             why = f"{name} of {here} was not downloaded: {_reason(error)}. Run the command again to go on"
             raise HubError(why) from error
         folder = path.parents[name.count("/")]
         if folder.name != here.commit:
             raise HubError(f"{here.name} was changed meanwhile, to {folder.name}: run the command again")
         facts.append({"name": name, "bytes": path.stat().st_size})
-        if re.fullmatch(r"[0-9a-f]{64}", blob := path.resolve().name):  # what is in Git LFS
+        if re.fullmatch(r"[0-9a-f]{64}", blob := path.resolve().name):  # a file in Git LFS
             facts[-1]["sha256"] = blob
     return folder, {"repository": here.name, "revision": here.commit, "files": facts}
 
@@ -275,7 +275,7 @@ def _list(text: str) -> Listing:
         )
     except client.errors.OfflineModeIsEnabled:
         return _cached(name, revision)
-    except Exception as error:  # the client has changed its HTTP library before, and with it the errors
+    except Exception as error:  # of the HTTP library, which the client has changed before
         raise HubError(
             f"{_reason(error)}. With HF_HUB_OFFLINE=1 the cache is used; or point the export at local files "
             "(a .gguf file, or a directory with --base)"
@@ -287,7 +287,7 @@ def _cached(name: str, revision: str) -> Listing:
     client = _client()
     try:
         folder = Path(client.snapshot_download(name, revision=revision, local_files_only=True))
-    except Exception:  # whatever keeps it from the cache, it is not to be had there
+    except Exception:  # whatever fails, the files are not in the cache
         raise HubError(
             f"{name} is not in the cache {client.constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids "
             "asking the hub: copy the cache of a machine that has it (HF_HUB_CACHE)"

@@ -1,8 +1,8 @@
 """Baking: the factors go into a graph that was built, and R becomes an input.
 
-Factors are in GGUF order. Graphs are in Hugging Face's, which for some layers is another one (`row_orders`).
-The weights themselves decide, so that no list of architectures has to be right. A sample of rows is enough to
-tell: another order or another model misses by 100 % and more.
+Factors have their rows in GGUF order, graphs in Hugging Face's, which for some layers is another one
+(`row_orders`). The weights themselves decide, so that no list of architectures has to be right. A sample of
+rows is enough to tell: another order or another model misses by 100 % and more.
 
 The side path is the nodes that add B R A x to the results of linear layers. A node costs an engine about a
 microsecond, and a token of a small model a few milliseconds. So there are few nodes. Modules with one input
@@ -43,21 +43,21 @@ if TYPE_CHECKING:
 
 ROWS = "tinylora_rows"
 PREFIX = "tinylora/"
-_PANEL = 16
+_PANEL = 16  # columns of the panels into which ONNX Runtime packs constant matrices
 ADAPTER_NAME = "zeros.onnx_adapter"
 FLAVOURS = (DEFAULT, REQUIRED)
 
 _Homes: TypeAlias = list[tuple[LinearNode, ModuleSlice]]  # the nodes that compute a module, and what of it
 
-_CHUNK = 64  # rows of a sample: an attention head's, usually
-_CHUNKS = 4  # of a part
+_CHUNK = 64  # rows of a module that are compared in one place: usually those of an attention head
+_CHUNKS = 4  # such places in what one node computes of a module
 
 
 def bake(folder: Path, factors: Factors, heads: Heads, flavour: str = DEFAULT) -> tuple[str, float]:
     """Put factors into the graph of a folder that `build` filled.
 
     `flavour` is `default`: the input `tinylora_r` is zeros unless it is fed; or `required`: it has to be fed.
-    Returns the fingerprint of the graph and its weights, and the worst distance of these from the factors.
+    Returns the fingerprint of the graph and its weights, and the worst distance of factors from the weights.
 
     UnsupportedModelError: a module has no node, or one that cannot be extended. BaseMismatchError: the
     graph's weights are not those of the factors.
@@ -163,11 +163,11 @@ class _SidePathWriter:
         self._after: dict[int, list[NodeProto]] = {}
 
     def matrices(self, inputs: list[SharedInput]) -> dict[tuple[_Modules, _Modules], str]:
-        """Compute the matrices between each input's columns x A^T and each of its nodes' B^T.
+        """Add the nodes that compute the matrices between each input's columns x A^T and its nodes' B^T.
 
-        For an input of i modules and a node of j one is [rows, Q i, P j]: R^T where both are the same module,
-        and 0 elsewhere. A Gather for each shape takes it by rows of R^T, and zeros from a row behind them: by
-        single entries it would take P times as long.
+        For an input of i modules and a node of j modules, the matrix is [rows, Q i, P j]: R^T where both are
+        the same module, and 0 elsewhere. For each shape one Gather takes all matrices, by rows of R^T and a
+        row of zeros behind them. Gathering single entries would take P times as long.
 
         Returns:
             modules of an input and of a node -> name of the value.
@@ -201,12 +201,12 @@ class _SidePathWriter:
         return names
 
     def add(self, shared: SharedInput, r: Mapping[tuple[_Modules, _Modules], str]) -> None:
-        """Add the nodes of one shared input behind the nodes that it extends."""
+        """Add the nodes of one shared input, which extend the graph's nodes."""
         factors, outputs, linear = self._factors, self._factors.outputs, shared.sites[0][0].linear
         first = self._after.setdefault(linear.index, [])
         a = np.concatenate([np.asarray(factors.a[module], np.float32) for module in shared.modules])
-        # A narrow one with a third dimension, since ONNX Runtime packs constant matrices into panels of 16
-        # columns: of 2 to 8 it would read 2 to 8 times the bytes, at every token.
+        # ONNX Runtime packs constant matrices into panels of 16 columns: of a matrix with 2 to 8 columns it
+        # would read 2 to 8 times the bytes at every token. A third dimension keeps it from packing those.
         stored = self._constant(f"{shared.name}/a", a.T if len(a) >= _PANEL else a.T[None])
         columns = self._node("MatMul", [linear.input, stored], f"{shared.name}/a/MatMul", into=first)
         mixed: dict[_Modules, str] = {}
@@ -225,7 +225,7 @@ class _SidePathWriter:
             stored = self._constant(name, b)
             side = self._node("MatMul", [mixed[own], stored], f"{name}/MatMul", into=after)
             base, result = f"{PREFIX}{name}/base", self._model.graph.node[site.linear.last].output
-            result[list(result).index(site.linear.output)] = base  # so that all who read it read the sum
+            result[list(result).index(site.linear.output)] = base  # the sum takes the output's old name
             self._node("Add", [base, side], f"{name}/Add", outputs=[site.linear.output], into=after)
 
     def finish(self, flavour: str) -> None:
@@ -236,7 +236,7 @@ class _SidePathWriter:
         for index, node in enumerate(graph.node):
             nodes.append(node)
             nodes += self._after.get(index, [])
-        nodes = deepcopy(nodes)  # before `del` takes the graph's own away
+        nodes = deepcopy(nodes)  # `del` invalidates the graph's own
         del graph.node[:]
         graph.node.extend(nodes)
         width = self._factors.r_size

@@ -30,8 +30,8 @@ from .pack import pack
 PRECISIONS = ("fp32", "int8", "int4")
 _BUILDER = "onnxruntime_genai.models.builder"
 _UNKNOWN = "is not currently supported", "KeyError", "AttributeError"
-"""What the builder's last line has where it does not know an architecture, or fails on its configuration, as
-on Gemma 3's with transformers 5."""
+"""Parts of the builder's last line where it does not know an architecture, or fails on its configuration (as
+for Gemma 3 with transformers 5)."""
 _PACKAGES = "onnx", "onnx-ir", "onnxruntime-genai", "torch", "transformers"
 
 
@@ -45,10 +45,10 @@ def check_builder() -> None:
 def build(model: Path, folder: Path, precision: str, heads: Heads) -> dict[str, Any]:
     """Build the base graph of a model, with its tokenizer and configuration, in an empty folder.
 
-    Blocks have 32 weights, are symmetric, and are multiplied at accuracy level 4. `int8`: those of a
-    quantized GGUF (see `pack`), or every weight rounded to 8 bits. `int4`: every weight rounded to 4 bits by
-    the builder, also those that were quantized before. Returns for the manifest what built the
-    `graph`, and how many of its `weights` were packed how (int8).
+    Quantized weights are in symmetric blocks of 32, and are multiplied at accuracy level 4. `int8`: the
+    blocks of a quantized GGUF (see `pack`), or every weight rounded to 8 bits. `int4`: every weight rounded
+    to 4 bits by the builder, also those that were quantized before. Returns for the manifest what built the
+    `graph`, and with `int8` how many of its `weights` were packed how.
 
     UnsupportedModelError: the builder does not know the architecture. ExportError: the model cannot be read,
     or the disk is full.
@@ -72,7 +72,7 @@ def build(model: Path, folder: Path, precision: str, heads: Heads) -> dict[str, 
 def unpack(source: str, target: str) -> None:
     """Write a GGUF model as a Hugging Face directory, float32, with its tokenizer and template.
 
-    What goes wrong ends the process, with the error in one line.
+    An error ends the process, with its message as the last line of stderr.
     """
     import torch
     import transformers
@@ -95,7 +95,8 @@ def unpack(source: str, target: str) -> None:
 def dequantize_into(folder: Path) -> None:
     """Make transformers dequantize a GGUF block by block in this process, into mapped temporary files.
 
-    That takes three times the memory of the largest tensor in float32, and not that of the whole model.
+    So dequantizing takes three times the memory of the largest tensor in float32, and not the memory of the
+    whole model.
     """
     import torch
     from transformers import modeling_gguf_pytorch_utils as loader
@@ -110,9 +111,9 @@ def dequantize_into(folder: Path) -> None:
     def load_blocks(path: Any, return_tensors: bool = False, **options: Any) -> Any:
         if not return_tensors:
             return load(path, **options)
-        reader, tensors = gguf.GGUFReader(path), dict[str, Any]()  # the one that `load` reads: `read_once`
+        reader, tensors = gguf.GGUFReader(path), dict[str, Any]()  # `load` gets the same one: see `read_once`
         for name in [name for name in reader.fields if name.startswith("tokenizer.")]:
-            del reader.fields[name]  # it takes a second to read them, each time
+            del reader.fields[name]  # `load` would take a second to read them, for each block
         blocks: dict[tuple[str, ...], list[Any]] = {}
         for tensor in reader.tensors:
             blocks.setdefault(tuple(tensor.name.split(".")[:2]), []).append(tensor)
@@ -132,7 +133,7 @@ def _run(command: list[str], failure: str) -> None:
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
     done = subprocess.run(
-        [sys.executable, "-P", *command],  # -P: nothing that lies in the present folder is run
+        [sys.executable, "-P", *command],  # -P: no module is imported from the present folder
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -48,11 +48,11 @@ _ROLES = {
 }
 _LAYER = re.compile(r"/model/layers\.(\d+)/(?:attn|mlp)/(\w+)/MatMul(?:_Q[48]|NBits)?")
 _HEAD = re.compile(r"/lm_head/MatMul(?:_Q[48]|NBits)?")
-_NAMED = 4  # of many, in an error
+_NAMED = 4  # most names in an error
 
 
 class OnnxModel:
-    """A graph in memory, and its weights, which are mapped; `initializers` are those it was read with."""
+    """A graph in memory, and its weights, memory-mapped. `initializers` are those of the file."""
 
     def __init__(self, folder: Path) -> None:
         import onnx
@@ -63,7 +63,7 @@ class OnnxModel:
         self._data = np.memmap(folder / DATA_NAME, np.uint8, "r")
 
     def data(self, tensor: TensorProto) -> NDArray[np.uint8]:
-        """The bytes of a tensor: uint8, read-only, mapped where they are external; copy what you keep."""
+        """Return the bytes of a tensor: uint8, read-only, memory-mapped where they are external."""
         if tensor.data_location != tensor.EXTERNAL:
             return np.frombuffer(tensor.raw_data, np.uint8)
         place = {entry.key: entry.value for entry in tensor.external_data}
@@ -203,8 +203,8 @@ def linear_nodes(model: OnnxModel) -> list[LinearNode]:
         else:
             continue
         last, output = index, node.output[0]
-        # The bias goes first, because engines fuse it with the product: what came between them would change
-        # the last bit of the base.
+        # The result includes the bias, because engines fuse it with the product: a node between them would
+        # change last bits of the base.
         after = nodes[readers[output][0]] if len(readers[output]) == 1 else node
         if after.op_type == "Add" and after.name == f"{node.name.rpartition('/')[0]}/Add":
             last, output = readers[output][0], after.output[0]
@@ -251,7 +251,8 @@ def place(found: list[LinearNode], shapes: Mapping[str, tuple[int, int]]) -> lis
 def _parts(
     module: str, kind: str, n_out: int, roles: dict[str, LinearNode]
 ) -> Iterator[tuple[LinearNode, ModuleSlice]]:
-    """Which nodes of a block compute a module of `n_out` rows; a negative column says that it cannot be."""
+    """Yield the nodes of a block that compute a module of `n_out` rows, and what each computes of it. Where
+    their sizes cannot be the module's, a column is negative."""
     several = [roles[kind]] if kind in roles else []
     packed = roles.get("attn_qkv")
     if kind == "ffn_up" and several and "ffn_gate" in roles and several[0].n_out < n_out:

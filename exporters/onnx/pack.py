@@ -1,12 +1,12 @@
-"""Packing: a graph of floats becomes one of blocks of 4 and 8 bits, where it can those of its GGUF.
+"""Packing: the floats of a graph become blocks of 4 or 8 bits, where possible the very blocks of its GGUF.
 
 Weights that were quantized once are not rounded again to 4 bits. Q4_0 and Q8_0 go into the graph bit for
 bit: their codes and scales are those of a MatMulNBits node with zero points in the middle. Types with a
 minimum or with scales of two levels (Q4_1, Q4_K, Q6_K, ...) have no such node, and are rounded to 8 bits in
-blocks of 32, by at most 1/254 of a block's largest weight. What are floats in the GGUF stay floats.
+blocks of 32, by at most 1/254 of a block's largest weight. Weights that are floats in the GGUF stay floats.
 
-The graph's values decide. Scales are the GGUF's where codes times them are these values, bit for bit, in one
-of the orders that rows may have (`row_orders`). Elsewhere the values are rounded.
+The graph's values decide. Where scales of the GGUF times codes give these values, bit for bit, in one of the
+orders that rows may have (`row_orders`), the scales are kept. Elsewhere the values are rounded.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
 _DOMAIN = "com.microsoft"
-_ALIGNMENT = 4096  # of a tensor in its file, so that it can be mapped
-_VALUES = 1 << 22  # weights that are in memory as floats
+_ALIGNMENT = 4096  # bytes that a tensor's place in the file is a multiple of, so that it can be mapped
+_VALUES = 1 << 22  # most weights that are in memory as floats at a time
 _HEAD, _TABLE = "output.weight", "token_embd.weight"
 _BITS = {"Q4_0": 4, "Q8_0": 8}  # of a code, in types whose block is a scale in float16, and codes
 
 
 @dataclass
 class Packed:
-    """How many weights of a graph are as the GGUF has them (`kept`), are rounded to 8 bits, stay floats."""
+    """How many weights of a graph are `kept` as in the GGUF, are `rounded` to 8 bits, and stay `floats`."""
 
     kept: int = 0
     rounded: int = 0
@@ -164,10 +164,8 @@ class _Packer:
         return _Blocks(bits, data, factors.name)
 
     def _scales(self, weight: FloatWeight, part: ModuleSlice) -> tuple[NDArray[np.float32], int]:
-        """Return the scales of a part, float32 [count, blocks], and the bits of its codes.
-
-        They are the GGUF's where codes times them are the graph's values, bit for bit.
-        """
+        """Return the scales of a part, float32 [count, blocks], and the bits of its codes: the GGUF's, or
+        those of rounding to 8 bits."""
         for scales, bits in self._stored(weight, part):
             if all(
                 np.array_equal(_codes(blocks, scales[n], bits) * scales[n][..., None], blocks)
@@ -181,7 +179,7 @@ class _Packer:
         return np.divide(np.concatenate(largest), 127, dtype=np.float32), 8  # as ggml does for Q8_0
 
     def _stored(self, weight: FloatWeight, part: ModuleSlice) -> Iterator[tuple[NDArray[np.float32], int]]:
-        """Yield the scales of a part in the GGUF, and its bits, in each order that its rows may have."""
+        """Yield the scales of a part in the GGUF, and the bits of its codes, for each order of rows."""
         tensor = self._tensors.get(part.module)
         if self._weights is None or tensor is None or tensor.type.name not in _BITS:
             return
@@ -196,7 +194,8 @@ class _Packer:
     def _blocks(
         self, weight: FloatWeight, first: int, count: int
     ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Yield so many rows of a weight, some at a time: which they are, and float32 [n, blocks, 32]."""
+        """Yield `count` rows of a weight, from `first` on, some at a time: their slice of the `count`, and
+        float32 [n, blocks, 32]."""
         n_in = weight.shape[1]
         step = max(1, _VALUES // n_in)
         for start in range(0, count, step):
@@ -218,7 +217,7 @@ class _Packer:
                 graph.initializer.remove(tensor)
 
     def _read(self) -> set[str]:
-        """Names of the values that nodes read."""
+        """Return the names of the values that nodes read."""
         return {name for node in self._model.graph.node for name in node.input}
 
     def _become(self, node: NodeProto, operation: str, inputs: list[str], sizes: dict[str, int]) -> None:
@@ -249,12 +248,13 @@ def _refer(tensor: TensorProto, offset: int, length: int) -> None:
 
 
 def _codes(blocks: NDArray[np.float32], scales: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """Return the whole numbers [n, blocks, 32] that times scales [n, blocks] come nearest to values."""
+    """Return the whole numbers [n, blocks, 32] which, times scales [n, blocks], are nearest to the values."""
     half = 1 << (bits - 1)
     return np.rint(blocks / np.where(scales, scales, 1)[..., None]).clip(-half, half - 1)
 
 
 def _bytes(codes: NDArray[np.float32], bits: int) -> NDArray[np.uint8]:
-    """Codes as a node has them: uint8, zero in the middle, of 4 bits the first of two in the low ones."""
+    """Return codes as a node stores them: uint8, shifted so that 0 is in the middle; of two codes of 4 bits
+    the first is in the low bits."""
     found = (codes + (1 << (bits - 1))).astype(np.uint8)
     return found if bits == 8 else found[..., ::2] | found[..., 1::2] << np.uint8(4)

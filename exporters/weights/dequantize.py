@@ -1,8 +1,8 @@
-"""Rows of a stored weight as float32, by the fastest exact path that is installed; how far factors are away.
+"""Rows of a stored weight as float32, by the fastest exact routine that is there; its distance from factors.
 
-ggml's own C routines (through llama-cpp-python's library, by ctypes) are 4 to 50 times faster than the
-numpy ones of `gguf.quants`. They are used for a type only after they gave the same bits as `gguf.quants`
-on blocks of the very tensor at hand.
+ggml's own C routines (through llama-cpp-python's library, by ctypes) are 4 to 50 times faster than the numpy
+ones of `gguf.quants`. For a tensor they are used only where they gave the same bits as `gguf.quants` on its
+first rows.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tinylora_edge.factorization import gap
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of a value of each safetensors dtype that is read."""
 
-_PROBE_ROWS = 2
-_ROWS = 512  # of a weight that are compared at a time
+_PROBE_ROWS = 2  # rows on which both routines are compared
+_ROWS = 512  # rows of a weight that are in memory as floats at a time
 _NAMES = "libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll"
 
 RowDecoder = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -67,7 +67,7 @@ def distance(a: NDArray[np.float32], b: NDArray[np.float32], matrices: Sequence[
 
 
 def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> RowDecoder:
-    """Return the decoder for a GGML type; on `sample`, raw rows of the tensor, the fast path is checked."""
+    """Return the decoder for a GGML type. On `sample`, raw rows of the tensor, ggml's routine is checked."""
     if kind == gguf.GGMLQuantizationType.F32:
         return lambda raw: raw.view("<f4")
     probe = np.ascontiguousarray(sample[:_PROBE_ROWS])
@@ -79,7 +79,7 @@ def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> 
 
 
 def float_decoder(dtype: str) -> RowDecoder | None:
-    """Return the decoder for a safetensors float dtype, or None for one that is no float."""
+    """Return the decoder for a safetensors float dtype; None for another dtype."""
     if dtype == "BF16":
         return lambda raw: (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
     if dtype not in FLOAT_BYTES:
@@ -102,7 +102,8 @@ class _TypeTraits(ctypes.Structure):
 
 @cache
 def _ggml_routine(kind: gguf.GGMLQuantizationType) -> RowDecoder | None:
-    """Return what ggml's base library inside llama-cpp-python has, without importing that package."""
+    """Return the routine of ggml's base library in llama-cpp-python, without importing that package; None
+    where there is none."""
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.origin is None:
         return None

@@ -1,8 +1,8 @@
 """The weights of a GGUF file, and which of its linear layers can be adapted.
 
-An adapter on a tensor that llama.cpp's graph multiplies by itself, or does not use at all, loads without an
-error and does nothing: a vector would have values without effect. Such tensors are left out here, each with
-the reason. What is known of them was read from llama.cpp's sources.
+llama.cpp's graph multiplies some tensors without regard to adapters, and does not use others at all. An
+adapter on these loads without an error and does nothing: a vector would have values without effect. They are
+left out here, each with the reason, which was read from llama.cpp's sources.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ DIRECT: dict[str, frozenset[str]] = {
     "kimi-linear": _ATTENTION,
     "plm": frozenset({"attn_q"}),
 }
-"""Kinds whose weights llama.cpp multiplies itself, past `build_lora_mm`: an adapter there does nothing.
+"""Kinds whose weights llama.cpp does not multiply by `build_lora_mm`, so that an adapter does nothing.
 
-Read from the sources of llama.cpp in llama-cpp-python 0.3.36. A kind that is multiplied directly in some
-blocks and not in others counts.
+Read from the sources of llama.cpp in llama-cpp-python 0.3.36. A kind for which that is so in some blocks
+counts too.
 """
 
 SHARED_KV = "{architecture}.attention.shared_kv_layers"
 """GGUF key: how many blocks at the end take keys and values from earlier ones, and ignore their own."""
 
 SHARED_KV_FROM = {"gemma3n": 20}
-"""The first block that does, in an architecture whose GGUF does not say it."""
+"""The first block that takes keys and values from earlier ones, where the GGUF does not say it."""
 
 NEXT_TOKENS = "{architecture}.nextn_predict_layers"
 """GGUF key: how many blocks at the end predict further tokens, and take no part in decoding."""
@@ -121,7 +121,7 @@ class GGUFWeights:
 
 
 def coverage(file: GGUFFile) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the modules that can be adapted, and the others by the reason why, in the file's order."""
+    """Return the modules that can be adapted, and the others by the reason why not, in the file's order."""
     architecture = file.architecture
     blocks = file.get(f"{architecture}.block_count", 0)
     blocks = blocks if isinstance(blocks, int) else 0
@@ -134,7 +134,7 @@ def coverage(file: GGUFFile) -> tuple[list[str], dict[str, list[str]]]:
     own_kv = SHARED_KV_FROM.get(architecture) or (blocks - shared if shared else None)
 
     def reason(name: str) -> str | None:
-        """Why an adapter on a tensor would not do what it should."""
+        """Return why an adapter on a tensor would not do what it should; None: it would."""
         block, kind = parse(name)
         if kind in DIRECT.get(architecture, ()):
             return "llama.cpp multiplies them without adapters on this architecture"

@@ -1,8 +1,8 @@
 """A Hugging Face directory: its configuration, and its weights under the names of a GGUF architecture.
 
-Checkpoints keep the experts of a mixture in many ways: they are read from the GGUF alone. The safetensors
-package checks the files. It hands out no bfloat16 without torch, which an exporter must not need, so tensors
-are memory-mapped and decoded here.
+Checkpoints store experts in many ways, so experts are read from a GGUF alone. The safetensors package checks
+the files. It returns no bfloat16 without torch, which an export must not need, so tensors are memory-mapped
+and decoded here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .dequantize import FLOAT_BYTES, Matrix, float_decoder
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 _SCALED = ("weight_scale_inv", "weight_scale", "qweight", "weight_packed", "absmax", "quant_state")
-"""Endings of what comes with weights of FP8, GPTQ, AWQ, compressed-tensors and bitsandbytes."""
+"""Endings of tensors that FP8, GPTQ, AWQ, compressed-tensors and bitsandbytes store with a weight."""
 
 
 class HFConfig:
@@ -100,9 +100,8 @@ class HFWeights:
         """Return the module's weight: one matrix."""
         if (tensor := self._tensors.get(module)) is None:
             raise ExportError(
-                f"{module}, which the deployed GGUF has, is not a matrix in {self._directory}: "
-                "experts are read "
-                "from the GGUF alone. Leave it out with --targets, or export from the GGUF"
+                f"{module}, which the deployed GGUF has, is not a matrix in {self._directory}: experts are "
+                "read from the GGUF alone. Leave it out with --targets, or export from the GGUF"
             )
         decode = float_decoder(tensor.dtype)
         if decode is None or len(tensor.shape) != 2 or 0 in tensor.shape:
@@ -129,7 +128,7 @@ class StoredTensor:
 
 
 def shard_names(directory: Path) -> list[str]:
-    """Return the names of a Hugging Face directory's safetensors files, in order, there or not."""
+    """Return the names of a Hugging Face directory's safetensors files, in order, also of missing ones."""
     index = directory / INDEX
     if not index.exists():
         return [SINGLE]
@@ -164,7 +163,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     except ModuleNotFoundError:
         raise MissingExtraError("reading a Hugging Face directory", "safetensors", "export") from None
     try:
-        with open_file(path) as file, safe_open(path, framework="numpy"):  # which checks all that is used
+        with open_file(path) as file, safe_open(path, framework="numpy"):  # checks all that is used below
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (SafetensorError, OSError, ValueError) as error:
         raise ExportError(f"{path} is damaged, or not a safetensors file: {error}") from None

@@ -313,7 +313,7 @@ def _pieces(count: int, wanted: int, tail: int) -> Iterator[tuple[int, int]]:
         begin = max(0, end - (tail if end > count - wanted else CHUNK))
         if begin == 1:  # else one token would be left
             begin = 2
-        if end - begin > 1 and (end - begin) % 32 == 1:
+        if (end - begin) % 32 == 1:
             begin += 8
         found.append((begin, end))
         end = begin

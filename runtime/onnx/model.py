@@ -33,7 +33,7 @@ from .engine import OnnxEngine
 from .session import open_session
 from .tokenizer import Messages, OnnxTokenizer
 
-_OWNER = Who("model", "model")  # of its own answers: they find what was evaluated for each other
+_OWNER = Who("model", "model")  # all answers of the model reuse what was evaluated for earlier ones
 _DEFAULTS = {"top_k": 40, "top_p": 0.95, "min_p": 0.05}  # llama-cpp-python's
 _OPTIONS = ("temperature", "top_p", "top_k", "min_p", "seed", "schema")
 

@@ -22,12 +22,12 @@ from tinylora_edge.wire.tags import Ed25519Verifier
 from ..model import VectorSource, admitted
 
 _SPIN = "session.intra_op.spin_duration_us", "50"
-"""How long a thread spins before it sleeps. ONNX Runtime's own are milliseconds, and where other work wants
-the cores too, each operation waits that long for a thread that does not run."""
+"""Microseconds that a thread spins before it sleeps. ONNX Runtime's default is milliseconds; where other work
+uses the cores too, each operation waits that long for a thread that does not run."""
 
 
 class Rows(NDArray[np.float32]):
-    """R of checked vectors, float32 [rows, M P Q], and these, whose last days each run looks at."""
+    """R of checked vectors, float32 [rows, M P Q], and the vectors, whose last days each run checks."""
 
     vectors: tuple[AdmittedVector, ...] = ()
 
@@ -115,7 +115,7 @@ class OnnxSession:
         factors = self.bases.factors
         r = np.zeros((len(sources), factors.r_size), np.float32).view(Rows)
         of: dict[str, int] = {}  # sequences by user
-        with ExitStack() as admissions:  # which records what was accepted, once all are
+        with ExitStack() as admissions:  # at its end, sequences are recorded: once all vectors are accepted
             for row, (source, user) in enumerate(zip(sources, names, strict=True)):
                 if source is None:
                     continue
@@ -126,7 +126,7 @@ class OnnxSession:
                     if one:
                         raise
                     raise type(error)(f"row {row}: {error}") from None
-                own = source[-1] if isinstance(source, list | tuple) else source  # of a stack
+                own = source[-1] if isinstance(source, list | tuple) else source  # of a stack, the user's own
                 recorded = not isinstance(own, MicroVector)
                 if recorded and of.setdefault(user, vector.sequence) != vector.sequence:
                     raise VectorError(
@@ -164,7 +164,7 @@ class OnnxSession:
         for name in self._batch & feeds.keys():
             feed = feeds[name]
             shape = feed.shape() if isinstance(feed, onnxruntime.OrtValue) else np.shape(feed)
-            if shape and count not in (1, shape[0]):  # ONNX Runtime itself refuses a number
+            if shape and count not in (1, shape[0]):  # ONNX Runtime refuses a feed without a shape
                 raise VectorError(
                     f"there are {count} rows of vectors, but the batch has {shape[0]} sequences: pass one "
                     f"vector for all, or {shape[0]}, one for each"
@@ -187,13 +187,13 @@ def open_session(
     """
     if sess_options is None:
         sess_options = onnxruntime.SessionOptions()
-        sess_options.log_severity_level = 3  # a default that can be fed is warned of each time
+        sess_options.log_severity_level = 3  # else each load warns that R has a default and can be fed
         sess_options.add_session_config_entry(*_SPIN)
     if n_threads is not None:
         sess_options.intra_op_num_threads = n_threads
     try:
         return onnxruntime.InferenceSession(str(path), sess_options, providers=list(providers), **options)
-    except Exception as error:  # its exceptions are of a dozen types, all of them direct children
+    except Exception as error:  # its exceptions are of a dozen types, with no base class but Exception
         raise cannot_load(path, error) from error
 
 

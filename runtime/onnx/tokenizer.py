@@ -60,14 +60,16 @@ class OnnxTokenizer:
         try:
             self._tokenizer: Any = og.Tokenizer(og.Config(str(self._folder)))
             self._tokenizer.update_options(add_special_tokens="true")
-            self._begin = self._tokens("")  # what begins every text, as in llama.cpp and transformers
+            self._begin = self._tokens(
+                ""
+            )  # the tokens that begin every text, as in llama.cpp and transformers
             self._tokenizer.update_options(add_special_tokens="false")
         except Exception as error:  # RuntimeError, and OgaError in some releases
             raise cannot_load(folder, error) from error
 
     @property
     def open(self) -> Any:
-        """The tokenizer, or a `TinyLoraError` where it was closed."""
+        """The tokenizer of onnxruntime-genai. TinyLoraError: it is closed."""
         if self._tokenizer is None:
             raise TinyLoraError(CLOSED)
         return self._tokenizer
@@ -79,8 +81,10 @@ class OnnxTokenizer:
     # Prompts
 
     def encode(self, prompt: str | Messages | Sequence[int]) -> list[int]:
-        """Return the token ids of a text or of chat messages; token ids are passed on. UnicodeEncodeError:
-        the text has half of a surrogate pair; others are those of `render`."""
+        """Return the token ids of a text or of chat messages; token ids are passed on.
+
+        UnicodeEncodeError: the text has half of a surrogate pair. Others are those of `render`.
+        """
         if isinstance(prompt, str):
             return self.tokenize(prompt, special=True)
         if isinstance(prompt, bytes):  # whose items would be taken for tokens
@@ -90,12 +94,15 @@ class OnnxTokenizer:
         return [int(token) for token in prompt]  # type: ignore[arg-type]
 
     def tokenize(self, text: str, *, begin: bool = True, special: bool) -> list[int]:
-        """Return a text's tokens, behind what begins every text; `special` tokens that it spells are some."""
+        """Return a text's tokens, behind those that begin every text unless `begin` is false.
+
+        With `special`, special tokens that the text spells are recognized.
+        """
         tokens = self._tokens(text) if special else self.encode_plain(text)
         return [*self._begin, *tokens] if begin else tokens
 
     def _tokens(self, text: str) -> list[int]:
-        text.encode()  # genai says of half a surrogate pair that it is no str
+        text.encode()  # a UnicodeEncodeError for half a surrogate pair: genai's own error is misleading
         return [int(token) for token in self.open.encode(text)]
 
     def encode_messages(self, messages: Messages, tools: Any = None) -> tuple[list[int], list[str]]:
@@ -105,8 +112,10 @@ class OnnxTokenizer:
         return [token for part in parts for token in self._tokens(part)], []
 
     def render(self, messages: Messages, tools: Any = None) -> str:
-        """Return the prompt that the tokenizer's chat template makes of messages. VectorError: there is none,
-        or it refuses the messages."""
+        """Return the prompt that the tokenizer's chat template makes of messages.
+
+        VectorError: there is no template, or it does not render the messages.
+        """
         options: dict[str, Any] = {} if tools is None else {"tools": json.dumps(tools)}
         tokenizer = self.open
         try:
@@ -122,7 +131,7 @@ class OnnxTokenizer:
 
     @cached_property
     def special_tokens(self) -> SpecialTokens:
-        """The texts of the special tokens, or a `TinyLoraError` where their file is damaged."""
+        """The texts of the special tokens. TinyLoraError: their file is damaged."""
         return SpecialTokens(text for _, text, special in self._added if special)
 
     @cached_property
@@ -159,18 +168,18 @@ class OnnxTokenizer:
         return token in self.end_ids
 
     def data(self, token: int) -> bytes:
-        """See `Tokenizer`; a part of a character is U+FFFD, as genai gives no bytes."""
+        """See `Tokenizer`. A part of a character is U+FFFD, as genai returns text and not bytes."""
         return str(self.open.decode(np.array([token], np.int32))).encode()
 
     def detokenizer(self, *, special: bool = False) -> Callable[[int], bytes]:
-        """See `Tokenizer`; `special`: special tokens have their texts."""
+        """See `Tokenizer`. With `special`, special tokens have their texts."""
         stream = self.open.create_stream()
         texts = {token: text.encode() for token, text, own in self._added if own} if special else {}
         return lambda token: texts.get(token) or str(stream.decode(token)).encode()
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `Tokenizer`."""
-        # Not by genai's own, which ends at half a character.
+        # Not by genai's own `decode`, which ends at half a character.
         return b"".join(map(self.detokenizer(), map(int, tokens))).decode()
 
     @cached_property
@@ -182,7 +191,7 @@ class OnnxTokenizer:
         plain = {token: text.encode() for token, text, special in self._added if not special}
         try:
             read = LLTokenizer(path.read_text("utf-8"), n_vocab=self.size, eos_token=self.end_ids, slices=[])
-            tokens = [  # it takes all of these in angle brackets for special ones, `<tool_call>` too
+            tokens = [  # llguidance takes added tokens in angle brackets, as `<tool_call>`, for special ones
                 plain.get(token, b"") if read.is_special_token(token) else read.decode_bytes([token])
                 for token in range(self.size)
             ]
@@ -215,11 +224,11 @@ class OnnxTokenizer:
             raise TinyLoraError(f"{path} is damaged: {error!r}. Export the bundle again") from None
 
     def _template(self) -> str | None:
-        """Return what onnxruntime-genai finds, in a file of its own, or in the tokenizer's."""
+        """Return the chat template that onnxruntime-genai finds: a file, or a part of the tokenizer's."""
         try:
             if (path := self._folder / _TEMPLATE_NAME).exists():
                 return path.read_text("utf-8", errors="replace")
             found = read_json(self._folder / _TOKENIZER_NAME).get("chat_template")
             return str(found) if found else None
         except (OSError, ValueError, AttributeError):
-            return None  # a tokenizer that cannot be read is the engine's to refuse
+            return None  # the engine refuses a tokenizer that cannot be read
