@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -169,11 +169,11 @@ def _serve(connection: Connection, bundle: str, options: Options) -> None:
             connection.send(worker.answer(connection.recv()))
 
 
-@dataclass
 class Cluster:
     """Actors of a Ray cluster, each with a core. An actor that dies is replaced, on any node that has room.
 
-    Attributes:
+    Args:
+        bundle, options: of the workers.
         address: of the cluster, as `ray.init` takes it; a program that is connected already stays connected.
         count: actors; 0: as many as the cluster has cores.
         most: most actors that there is work for.
@@ -181,15 +181,7 @@ class Cluster:
     MissingExtraError: Ray is not installed. TrainError: the cluster cannot be reached.
     """
 
-    bundle: str
-    options: Options
-    address: str
-    count: int
-    most: int
-    _asked: dict[Any, tuple[Any, Job | None]] = field(default_factory=dict)
-    _idle: list[Any] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self, bundle: str, options: Options, address: str, count: int, most: int) -> None:
         try:
             import ray
         except ModuleNotFoundError:
@@ -198,12 +190,14 @@ class Cluster:
         self._own, self._unlucky = not ray.is_initialized(), 0
         if self._own:
             try:
-                ray.init(address=self.address, log_to_driver=False)
+                ray.init(address=address, log_to_driver=False)
             except Exception as error:  # Ray raises errors of several types
-                raise TrainError(f"there is no Ray cluster at {self.address}: {error}") from error
-        self._setup = self.bundle, ray.put(self.options)
+                raise TrainError(f"there is no Ray cluster at {address}: {error}") from error
+        self._setup = bundle, ray.put(options)
         self._actor = ray.remote(num_cpus=1, max_restarts=0)(Worker)
-        for _ in range(min(self.count or int(ray.cluster_resources().get("CPU", 1)), self.most)):
+        self._asked: dict[Any, tuple[Any, Job | None]] = {}  # what an actor computes -> the actor and its job
+        self._idle: list[Any] = []
+        for _ in range(min(count or int(ray.cluster_resources().get("CPU", 1)), most)):
             self._start()
 
     def _start(self) -> None:

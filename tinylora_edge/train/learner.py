@@ -200,10 +200,8 @@ class Learner:
             logprobs = torch.cat(self.logprobs(chosen))
             advantages = [np.repeat(each.advantage, [*map(len, each.completions)]) for each in chosen]
             advantage, drawn = np.concatenate(advantages), [each.sampled for each in chosen if each.sampled]
-            if not drawn:
-                return token_loss(logprobs, torch.from_numpy(advantage), None).sum(), 0.0
-            sampled = torch.from_numpy(np.concatenate([*chain.from_iterable(drawn)]))
-            gap = (logprobs.detach() - sampled).abs().sum().item()
+            sampled = torch.from_numpy(np.concatenate([*chain.from_iterable(drawn)])) if drawn else None
+            gap = 0.0 if sampled is None else (logprobs.detach() - sampled).abs().sum().item()
             return token_loss(logprobs, torch.from_numpy(advantage), sampled).sum(), gap
 
         return self._gradient(groups, loss)
@@ -634,7 +632,7 @@ def whitened(learner: Learner, groups: Callable[[], Sequence[Group]]) -> Whiteni
 def coordinates(
     basis: Basis, moments: Callable[[], list[list[NDArray[np.float64]]]]
 ) -> Whitening | ModuleWhitening:
-    """Return what `whitened` does, of second moments in any unit (`Learner.moments`)."""
+    """Return what `whitened` does, of second moments in any unit, as `Learner.moments` returns them."""
     p, q = basis.shape
     if q < FEWEST or not basis.entries:
         return basis.projection.whitening

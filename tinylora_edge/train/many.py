@@ -307,15 +307,14 @@ class _ManyUsers:
         self, user: str, texts: Sequence[str] | TrainError, before: UserResult | None
     ) -> Job | UserResult:
         """Return the job of a user, or the result where there is nothing to learn."""
-        why = ""
+        failed = UserResult(user=user, status="failed")
         if not is_portable(user) or user == DEFAULT_USER:
             why = f"{user[:80]!r} is not a valid user: {RULE}, and not {DEFAULT_USER!r}"
-        elif isinstance(texts, TrainError):
-            why = str(texts)
-        elif len(texts) < FEWEST:
-            why = f"{len(texts)} texts, and at least {FEWEST} are needed: add more"
-        if why or isinstance(texts, TrainError):
-            return UserResult(user=user, status="failed", why=why)
+            return replace(failed, why=why)
+        if isinstance(texts, TrainError):
+            return replace(failed, why=str(texts))
+        if len(texts) < FEWEST:
+            return replace(failed, why=f"{len(texts)} texts, and at least {FEWEST} are needed: add more")
         data = self._digest(texts)
         if before is not None and before.data == data and self._there(before):
             return replace(before, status="unchanged", why="", seconds=0.0)
@@ -386,8 +385,8 @@ class _ManyUsers:
         if isinstance(answer, Failed):
             return _written(log, replace(row, why=answer.why))
         ends = [round(answer.losses[number], 4) for number in (0, -1)]
-        row = replace(row, tokens=answer.tokens, steps=len(answer.losses), seconds=round(answer.seconds, 1))
-        row = replace(row, loss=ends, gain=answer.gain)
+        row = replace(row, tokens=answer.tokens, steps=len(answer.losses), loss=ends, gain=answer.gain)
+        row = replace(row, seconds=round(answer.seconds, 1))
         if answer.gain is not None and answer.gain <= 0:
             return _written(log, replace(row, status="kept"))
         last = self._last[job.user]

@@ -37,7 +37,7 @@ from ..tasks.files import rank
 from ..vector import AdmittedVector, MicroVector, Policy
 from ..wire.values import BITS
 from .adapter import Adapter, give_back, load_model, one_thread
-from .learner import Group, Learner, ModuleWhitening, coordinates, rounded, tokens_of
+from .learner import Group, Learner, ModuleWhitening, coordinates, rounded, tokens_of, whitened
 from .options import Q4_FROM, Options, Outcome, Phase, Result, write_result
 
 Moments = list[list[NDArray[np.float64]]]
@@ -210,7 +210,7 @@ class Texts:
         if self._coordinates is not None:
             return self._coordinates
         self.learner.adapter.set(np.zeros(self.basis.size))
-        return coordinates(self.basis, lambda: self.learner.moments(groups[-OTHERS:]))
+        return whitened(self.learner, lambda: groups[-OTHERS:])
 
     def _stepped(self, groups: Sequence[Group], report: Report) -> tuple[NDArray[np.float32], list[float]]:
         """Return v after all full steps, as its frame holds it, and the loss before each."""
