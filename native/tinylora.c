@@ -67,7 +67,7 @@ static int fail(error *why, int status, const char *format, ...) {
 
 static int no_memory(error *why, uint64_t bytes) { return ERR(SYSTEM, "no memory for " N64 " bytes", bytes); }
 
-/* Say which file an error is of. What is wrong with its content is of the kind `status`. */
+/* Put the file's path before an error's text. An error in what the file holds gets the kind `status`. */
 static int in_file(error *why, int found, int status, const char *path) {
     error inner;
     size_t length = strlen(path) < 150 ? strlen(path) : 150;
@@ -234,7 +234,7 @@ static text text_of(const char *word) {
 
 static int is(text t, const char *word) { return same(t, text_of(word)); }
 
-/* Take a word from a text's beginning; and a word and a decimal number behind it. */
+/* Take a word from the beginning of a text; take_field: a word and a decimal number behind it. */
 static int take_word(text *t, const char *word) {
     size_t size = strlen(word);
     if (t->size < size || memcmp(t->at, word, size)) return 0;
@@ -292,7 +292,7 @@ static uint64_t take_number(cursor *c, size_t size) {
     return at ? number_at(at, size) : 0;
 }
 
-/* UTF-8 (RFC 3629): no longer form than it takes, no half of a surrogate pair, nothing beyond U+10FFFF. */
+/* UTF-8 (RFC 3629): the shortest form alone, no half of a surrogate pair, nothing beyond U+10FFFF. */
 static int is_utf8(text t) {
     for (uint64_t i = 0; i < t.size;) {
         uint8_t c = t.at[i++], low = 0x80, high = 0xBF;
@@ -332,14 +332,16 @@ static void skip_value(cursor *c, uint32_t type) {
     }
 }
 
-/* A cursor at the value of a key, the last of its name; failed where there is none of the type. */
+/* A cursor at the value of a key, the last one of its name; failed where that has another type, or there is none. */
 static cursor find_key(const gguf *file, const char *name, uint32_t type) {
     cursor c = {file->keys, file->data + file->size, 0}, value = {NULL, NULL, 1};
     for (uint64_t i = 0; i < file->key_count; i++) {
         text key = take_text(&c);
         uint32_t found = (uint32_t)take_number(&c, 4);
-        if (is(key, name)) value = c;
-        if (is(key, name)) value.failed |= found != type;
+        if (is(key, name)) {
+            value = c;
+            value.failed |= found != type;
+        }
         skip_value(&c, found);
     }
     return value;
@@ -413,7 +415,7 @@ static int by_place(const void *a, const void *b) {
     return (one > two) - (one < two);
 }
 
-/* Read what is mapped. `close_gguf` is for after an error, too. */
+/* Read what is mapped. After an error, too, call `close_gguf`. */
 static int read_gguf(gguf *file, error *why) {
     uint64_t start, size = file->size;
     cursor c = {file->data, file->data + size, 0};
@@ -676,7 +678,7 @@ static void project(uint64_t seed, text name, uint32_t u, uint32_t k, float *p) 
     }
 }
 
-/* Rows of R, p x q, that module m has: the others are zeros, of which a vector has none. */
+/* Rows of R, p x q, that module m has. The others are zeros, for which a vector has no numbers. */
 static uint32_t rows_of(const tinylora_bases *bases, uint32_t m, uint32_t p) {
     uint32_t rows = bases->own->modules[m].rows;
     return rows < p ? rows : p;
@@ -997,7 +999,7 @@ static int check_policy(const tinylora_policy *policy, error *why) {
     return TINYLORA_OK;
 }
 
-/* Whether the tag `found` is one of a message; v->key then says whose. */
+/* Whether the tag `found` is that of a message; v->key is then the number of its key. */
 static int check_tag(const uint8_t *message, size_t size, const uint8_t *found, const tinylora_policy *policy,
                      tinylora_vector *v, error *why) {
     size_t tried = 0;
@@ -1076,7 +1078,8 @@ static int check_mark(const tinylora_mark *kept, const tinylora_vector *v, error
     return TINYLORA_OK;
 }
 
-/* Check a frame, whose form was read, for v->basis, all but its norm; v->values has room. `bases`: of entries, or NULL. */
+/* Check all of a frame of v->basis but its norm, and read v->values, which has room. `bases` is NULL unless the basis
+ * is of entries. */
 static int check_frame(const uint8_t *frame, size_t size, const tinylora_bases *bases,
                        const tinylora_policy *policy, tinylora_vector *v, error *why) {
     const uint32_t n = v->basis.n, bits = BITS[v->dtype], q = v->basis.rank;
@@ -1285,8 +1288,8 @@ static float item(const tensor *t, uint64_t i) {
     return t->type == F32 ? f32_at(t->data + 4 * i) : f16_at(t->data + 2 * i);
 }
 
-/* One tensor, F32, of high x wide: rows of A, with zeros behind them, or the first columns of B; with R (p x wide), B's
- * first p columns times R. */
+/* Put the values of an F32 tensor of high x wide: rows of A with zeros behind them, or the first columns of B; with R
+ * (p x wide), B's first p columns times R. */
 static void put_floats(image *to, const tensor *t, uint64_t high, uint64_t wide, const float *r, uint64_t p) {
     uint64_t stacked = t->dimensions == 3 ? t->shape[0] : 1;
     uint64_t rows = t->shape[t->dimensions - 2], columns = t->shape[t->dimensions - 1];
@@ -1317,7 +1320,7 @@ static void put_entry(image *to, const module *m, int is_b, uint64_t k, uint64_t
     *offset += (4 * stacked * high * wide + 31) / 32 * 32;
 }
 
-/* Of a module in an adapter: q with R folded in, else what A x and R A x both fit in. */
+/* The rank of a module in an adapter, at most its rows: q with R folded in, else room for both A x and R A x. */
 static uint64_t rank_of(const module *m, uint32_t p, uint32_t q, const float *r) {
     uint32_t rank = r || p < q ? q : p;
     return rank < m->rows ? rank : m->rows;
@@ -1349,7 +1352,7 @@ static void put_adapter(image *to, const tinylora_bases *bases, uint32_t p, uint
     }
 }
 
-/* A file that llama.cpp can read it from. */
+/* The image as a file, for llama.cpp to read. */
 static FILE *file_of(const image *made) {
 #ifdef _WIN32
     FILE *file = tmpfile();
@@ -1435,7 +1438,7 @@ static int apply_rows(const tinylora_rows *rows, struct ggml_tensor *node, const
     float *x = node->data;
     if (!tokens) return TINYLORA_OK;
     for (int i = 0; batch && i < batch->n_tokens; i++) wanted += has_logits(batch, i);
-    /* In the last block llama.cpp leaves out what gives no logits. */
+    /* In the last block llama.cpp leaves out tokens without logits. */
     if (batch && tokens != batch->n_tokens &&
         (tokens != wanted || m->block != modules[rows->bases->modules - 1].block))
         return ERR(ARGUMENT, "llama.cpp evaluates %d of %d tokens at once: set kv_unified, and n_ubatch to n_batch",
