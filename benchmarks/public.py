@@ -423,9 +423,9 @@ def main() -> None:
     done = [{key: row.get(key) for key in KEYS} for row in bench.read_study(options.study)]
     if left := [each for each in keys if each not in done]:
         with tempfile.TemporaryDirectory() as work:
-            tall = (arm.split("-")[1] for arm in options.arms if arm[:5] in ("rank-", "keep-"))
-            outputs = max([8, *(read_shape(shape)[0] for shape in tall)])
-            settings = ExportSettings(outputs=outputs)
+            shapes = [arm.split("-")[1] for arm in options.arms if arm[:5] in ("rank-", "keep-")]
+            outputs, inputs = np.max([(8, 8), *map(read_shape, shapes)], 0).tolist()
+            settings = ExportSettings(rank=inputs, outputs=outputs)
             bundle = export_gguf(base, Path(work) / base.stem, settings=settings).output
             for each in left:
                 data = data_of(options, each["seed"])
