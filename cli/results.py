@@ -24,10 +24,15 @@ def compared(record: dict[str, Any], sign: int) -> str:
 
 def verdict(found: Any, what: str) -> str:
     """Return a sentence on what a paired comparison shows, and no more than that."""
-    if found.standard_error is None or not abs(found.difference) > 2 * found.standard_error:
+    if not _sure(found):
         return "The difference is within two standard errors: it may be chance."
     change = "raises" if found.difference > 0 else "lowers"
     return f"The vector {change} the {what}, beyond two standard errors."
+
+
+def _sure(found: Any) -> bool:
+    """Return whether a paired difference is beyond two standard errors; one pair alone has no error."""
+    return found.standard_error is not None and abs(found.difference) > 2 * found.standard_error
 
 
 def table(*records: dict[str, Any], names: Sequence[str] = ()) -> list[tuple[str, ...]]:
@@ -124,10 +129,10 @@ def _ahead(record: dict[str, Any], unit: str) -> list[tuple[str, str]]:
     found = SimpleNamespace(**record["ahead"])
     name, other = ("vector", "prompt") if found.difference > 0 else ("prompt", "vector")
     by = f"by {abs(found.difference):.3f}{_error(found)} {unit} (paired, p = {found.p:.2g})"
-    if found.standard_error and abs(found.difference) > 2 * found.standard_error:
+    if _sure(found):
         text = f"the {name} is ahead of the {other} {by}, beyond two standard errors"
     elif found.difference:
-        text = f"neither for sure: the {name} is {by}, within two standard errors, which may be chance"
+        text = f"neither for sure: the {name} is ahead {by}, within two standard errors, which may be chance"
     else:
         text = "neither: vector and prompt do equally well"
     more = ". Take the prompt, or give more examples or --minutes" if name == "prompt" else ""

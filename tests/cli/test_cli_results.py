@@ -51,7 +51,8 @@ def test_the_last_line_says_which_is_ahead_and_how_sure_that_is() -> None:
     assert text.endswith("Take the prompt, or give more examples or --minutes")
     for found, part in (
         ({"difference": 0.16}, "the vector is ahead of the prompt by 0.160"),
-        ({"standard_error": 0.1}, "neither for sure: the prompt is by 0.160"),
+        ({"standard_error": 0.1}, "neither for sure: the prompt is ahead by 0.160"),
+        ({"standard_error": 0.0}, "the prompt is ahead of the vector by 0.160"),  # by as much each time
         ({"standard_error": None}, "neither for sure"),
         ({"difference": 0.0}, "neither: vector and prompt do equally well"),
     ):
