@@ -16,7 +16,7 @@ from tinylora_edge.formats.gguf import GGUFFile, MalformedGGUFError
 from tinylora_edge.formats.side_tensors import load_bases
 from tinylora_edge.limits import VECTOR_FILE_BYTES
 from tinylora_edge.projection import NUMBERS, RANK
-from tinylora_edge.vector import FIRST_SEQUENCE
+from tinylora_edge.vector import FIRST_SEQUENCE, LAST_SEQUENCE
 from tinylora_edge.wire import frame, tags, text, values
 from tinylora_edge.wire.frame import day_date
 from tinylora_edge.writes import atomic_write, open_file
@@ -121,7 +121,7 @@ def next_sequence(before: MicroVector | None) -> int:
     """Return the sequence of a vector that was learned from another one, or from none."""
     if before is None:
         return FIRST_SEQUENCE
-    if before.sequence == 0xFFFF:
+    if before.sequence == LAST_SEQUENCE:
         raise console.CommandError(
             f"sequence {before.sequence} is the last: pack the start for another user, with --sequence 1"
         )

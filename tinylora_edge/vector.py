@@ -23,6 +23,7 @@ from .wire.sequences import Accepted, SequenceFile, SequenceLog, Source
 from .wire.values import BITS, SCALED, encode_values, rounded
 
 FIRST_SEQUENCE = 1  # the sequence of a vector that was given none
+LAST_SEQUENCE = 0xFFFF  # the highest that a frame can carry
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -373,8 +374,8 @@ class Policy:
 
 def check_sequence(number: int) -> int:
     """Return a sequence that a frame can carry; VectorError where it is none."""
-    if not is_whole(number) or not 0 <= number < 1 << 16:
-        raise VectorError(f"sequence {number} is out of range: whole numbers from 0 to 65535")
+    if not is_whole(number) or not 0 <= number <= LAST_SEQUENCE:
+        raise VectorError(f"sequence {number} is out of range: whole numbers from 0 to {LAST_SEQUENCE}")
     return number
 
 

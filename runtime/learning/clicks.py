@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tinylora_edge.basis import Basis
 from tinylora_edge.errors import TrainError
 from tinylora_edge.tasks import Prompt
-from tinylora_edge.vector import MicroVector
+from tinylora_edge.vector import LAST_SEQUENCE, MicroVector
 
 from ..batch import Batch, Generation
 from ..model import PersonalizedModel, no_room
@@ -264,7 +264,7 @@ class Clicks:
         return self._vector(posterior)
 
     def _vector(self, posterior: Posterior) -> MicroVector:
-        sequence = min(self._sequence + posterior.clicks, 0xFFFF)
+        sequence = min(self._sequence + posterior.clicks, LAST_SEQUENCE)
         return self._of(self._start + posterior.vector(), sequence=sequence)
 
     def _of(self, values: NDArray[np.float64], **options: Any) -> MicroVector:

@@ -11,7 +11,7 @@ from ..projection import NUMBERS
 from ..runtime import Clicks, SampledAnswer
 from ..runtime.pool import Pool
 from ..runtime.turns import Who
-from ..vector import MicroVector
+from ..vector import LAST_SEQUENCE, MicroVector
 from ..wire.tags import Signer
 from .access import RefusedError
 from .store import Store, Stored
@@ -92,8 +92,8 @@ class Feedback:
             )
         accepted = self._policy.highest(self._basis.factors, key=self._signed_by, user=user)
         sequence = 1 + max(accepted, 0 if before is None else before.sequence)
-        if sequence >= 1 << 16:
-            why = f"user {user!r} has sequence 65535, the last: go on under another name"
+        if sequence > LAST_SEQUENCE:
+            why = f"user {user!r} has sequence {LAST_SEQUENCE}, the last: go on under another name"
             raise RequestError(why, param="user")
         with tempfile.TemporaryDirectory(prefix="tinylora-clicks-") as folder:
             path = Path(folder) / f"{user}.state"

@@ -30,7 +30,7 @@ from ..runtime.learning.state import Report
 from ..shipping.fetch import frame_path
 from ..shipping.publish import publish
 from ..tasks.files import read_objects, read_samples
-from ..vector import FIRST_SEQUENCE, MicroVector
+from ..vector import FIRST_SEQUENCE, LAST_SEQUENCE, MicroVector
 from ..wire.frame import DEFAULT_USER, RULE, head, is_portable
 from ..wire.tags import Signer
 from ..writes import atomic_write, locked, open_file
@@ -40,8 +40,6 @@ from .texts import FEWEST, OTHERS, Learned, for_whitening, framing
 
 TRIES = 3
 """Workers lost over one user, after which the user fails: their texts are taken for the cause."""
-
-LAST_SEQUENCE = 0xFFFF
 
 
 @dataclass(frozen=True, kw_only=True)

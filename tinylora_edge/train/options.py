@@ -17,7 +17,7 @@ from ..factors import Shape, shape_name
 from ..jsonio import write_json
 from ..tasks import Sample, Task
 from ..tasks.files import rank
-from ..vector import FIRST_SEQUENCE, MicroVector
+from ..vector import FIRST_SEQUENCE, LAST_SEQUENCE, MicroVector
 from ..version import __version__
 from ..wire.tags import Verifier
 from ..wire.values import BITS
@@ -121,10 +121,10 @@ class Options:
             raise TrainError(f"training takes more than 0 minutes, not {self.minutes}")
         if self.lr is not None and not 0 < self.lr <= 1e6:  # far within float32
             raise TrainError(f"a step size is more than 0 and at most 1e6, not {self.lr}")
-        if not 0 <= self.sequence < 1 << 16:
+        if not 0 <= self.sequence <= LAST_SEQUENCE:
             raise TrainError(
-                f"sequence {self.sequence} is none of 0 to 65535: after the last one a user goes on under "
-                "another name"
+                f"sequence {self.sequence} is none of 0 to {LAST_SEQUENCE}: after the last a user goes on "
+                "under another name"
             )
 
     def basis(self, bases: Bases) -> Basis:
