@@ -191,6 +191,7 @@ def draw_frontier(figure: Any, data: Any) -> None:
             side = "left" if size < 5e3 or 5e4 < size < 1e6 else "right"
             at = lowest[side] = min(score, lowest[side] - APART)
             offset = 5.0 if side == "left" else -5.0
+            name = re.sub(r" in (\d) bits?", r", q\1", name)  # panels are narrow
             axes.annotate(name, (size, at), (offset, -2.5), textcoords="offset points", fontsize=7, ha=side)
         axes.set_title(title)
         by_bytes(axes)
