@@ -167,7 +167,8 @@ def frontier() -> Any:
             continue
         score = statistics.mean(row["slot_f1"] for row in rows)
         if score > models[model].get(kind, [0.0])[-1]:
-            models[model][kind] = [titled(kind), row["bytes"], score]
+            size, *dtype = kind.split("-q")  # in short, as panels are narrow
+            models[model][kind] = [", q".join([titled(size), *dtype]), row["bytes"], score]
     return rounded({name: [*best.values()] for name, best in models.items()})
 
 
@@ -191,7 +192,6 @@ def draw_frontier(figure: Any, data: Any) -> None:
             side = "left" if size < 5e3 or 5e4 < size < 1e6 else "right"
             at = lowest[side] = min(score, lowest[side] - APART)
             offset = 5.0 if side == "left" else -5.0
-            name = re.sub(r" in (\d) bits?", r", q\1", name)  # panels are narrow
             axes.annotate(name, (size, at), (offset, -2.5), textcoords="offset points", fontsize=7, ha=side)
         axes.set_title(title)
         by_bytes(axes)

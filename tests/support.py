@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import struct
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -326,3 +328,14 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
     while not true():
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def without_progress(stderr: str) -> str:
+    """Return stderr without the lines that a pipe gets every ten seconds, which a busy machine may bring."""
+    return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith("... "))
+
+
+def folder_in_memory() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder in memory, where the system has that: a busy disk takes seconds to sync a file."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    return tempfile.TemporaryDirectory(prefix="tinylora-tests-", dir=memory)

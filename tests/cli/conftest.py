@@ -12,7 +12,7 @@ import models
 import pytest
 import shared
 import support
-from invocation import COMMAND, Cli, Outcome, in_process, without_progress, write_vector
+from invocation import COMMAND, Cli, Outcome, in_process, write_vector
 
 from tinylora_edge import Basis, MicroVector, load_bundle, runtime
 from tinylora_edge.formats.side_tensors import save_bases
@@ -42,7 +42,7 @@ def process(environment: dict[str, str]) -> Cli:
         command = [COMMAND, *map(str, args)]
         options = {"env": environment, "timeout": 300, "capture_output": True, **options}
         done = subprocess.run(command, input=stdin, check=False, **options)
-        return Outcome(done.returncode, done.stdout, without_progress(done.stderr.decode()))
+        return Outcome(done.returncode, done.stdout, support.without_progress(done.stderr.decode()))
 
     return run
 

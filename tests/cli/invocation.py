@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pexpect
+import support
 from typer.testing import CliRunner
 
 from tinylora_edge import Basis, MicroVector
@@ -105,11 +106,6 @@ def press_until_it_ends(child: pexpect.spawn, key: str) -> int:
     raise AssertionError(f"it did not end: {child.before!r}")
 
 
-def without_progress(stderr: str) -> str:
-    """Return stderr without the lines that a pipe gets every ten seconds, which a busy machine may bring."""
-    return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith("... "))
-
-
 def in_process() -> Cli:
     from tinylora_edge.cli.app import app
 
@@ -117,6 +113,6 @@ def in_process() -> Cli:
         result = CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
-        return Outcome(result.exit_code, result.stdout_bytes, without_progress(result.stderr))
+        return Outcome(result.exit_code, result.stdout_bytes, support.without_progress(result.stderr))
 
     return run

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import support
-from invocation import Cli, contents, without_progress
+from invocation import Cli, contents
 
 from tinylora_edge import MicroVector, exporters, load_bundle, train
 from tinylora_edge.cli import demo
@@ -82,7 +82,7 @@ def replayed(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, st
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, without_progress(done.stderr)) == (0, "")
+    assert (done.returncode, support.without_progress(done.stderr)) == (0, "")
     return folder, done.stdout
 
 

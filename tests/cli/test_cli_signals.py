@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from invocation import Cli, without_progress, write_vector
+import support
+from invocation import Cli, write_vector
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -25,7 +26,7 @@ def test_an_answer_that_is_interrupted(start: Start, smollm2_bundle: Path, numbe
     assert os.read(child.stdout.fileno(), 65536)
     child.send_signal(number)
     _, stderr = child.communicate(timeout=60)
-    assert (child.returncode, without_progress(stderr.decode())) == (code, "")
+    assert (child.returncode, support.without_progress(stderr.decode())) == (code, "")
 
 
 @pytest.mark.parametrize(

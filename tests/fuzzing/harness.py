@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
 
+import support
 from mutations import damaged
 
 from tinylora_edge import TinyLoraError
@@ -66,10 +66,7 @@ class Harness:
             yield case
 
 
-@cache
-def _directory() -> tempfile.TemporaryDirectory[str]:
-    memory = Path("/dev/shm")
-    return tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None, prefix="tinylora-fuzzing-")
+_directory = cache(support.folder_in_memory)
 
 
 def folder() -> Path:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
+import support
 from serving import Serving
 
 from tinylora_edge import Bases, Basis, load_bundle
@@ -21,10 +20,9 @@ def tiny(tiny_bundle: Path) -> Path:
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory, where there is some: a sync of a busy disk takes longer than a store waits."""
-    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path
-    with tempfile.TemporaryDirectory(prefix="tinylora-tests-", dir=place) as folder:
+def memory() -> Iterator[Path]:
+    """A folder in memory, for a store, which would not wait for a sync of a busy disk."""
+    with support.folder_in_memory() as folder:
         yield Path(folder)
 
 

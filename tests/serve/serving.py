@@ -71,8 +71,8 @@ class Serving:
 
     def text(self) -> str:
         """The log, but for a line that is half written, and for progress: that a slow machine still loads."""
-        lines = self.log.read_text("utf-8").splitlines(keepends=True)
-        return "".join(line for line in lines if line.endswith("\n") and not line.startswith("... "))
+        whole, end, _ = self.log.read_text("utf-8").rpartition("\n")
+        return support.without_progress(whole + end)
 
     def wait_for_line(self, route: str) -> None:
         """Wait until the last line of the log is of this route: it is written when the reply has gone."""

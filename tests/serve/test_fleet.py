@@ -33,6 +33,7 @@ pytestmark = pytest.mark.slow
 
 KEY = Ed25519Signer(bytes(range(32)))
 USERS, CLICKERS, THREADS = 200, 4, 12  # the vectors of the first ones are made by clicks, those of others put
+AWAY = ("store_unavailable",)  # what a request says that needs the database
 PROXY = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 HAPROXY = pytest.mark.skipif(
     not shutil.which("haproxy"), reason="needs HAProxy: install Debian's package haproxy"
@@ -152,8 +153,7 @@ class Users:
         headers = {"Content_Type": "application/octet-stream"}
         data = self._frame(number, sequence)
         status, reply = self._fleet.ask("PUT", f"/v1/vectors/user{number}", data, **headers)
-        if status != 403 or reply["error"]["code"] != "vector_stale":  # another put of theirs was quicker
-            self._expect(status, reply)
+        self._expect(status, reply, "vector_stale")  # where another put of theirs was quicker
         if status == 200:
             with self._lock:
                 self.told[number] = max(self.told[number], sequence)
@@ -161,14 +161,14 @@ class Users:
     def chat(self, user: str, model: str, name: str = "") -> str:
         body = {"model": model, "prompt": f"I am {user}", "max_tokens": 2, "user": user, "temperature": 1}
         status, reply = self._fleet.ask("POST", "/v1/completions", body, X_Request_Id=name)
-        self._expect(status, reply, away="@" in model)
+        self._expect(status, reply, where_killed=AWAY if "@" in model else ())
         self.answers += status == 200
         return reply["id"] if status == 200 else ""
 
     def click(self, number: int, answer: str) -> None:
         status, reply = self._fleet.ask("POST", "/v1/feedback", {"id": answer, "reward": 1})
         # It could not be remembered; or a database that was killed behind its commit came back for the retry.
-        self._expect(status, reply, "answer_not_found", "vector_changed")
+        self._expect(status, reply, where_killed=(*AWAY, "answer_not_found", "vector_changed"))
         if status == 200:
             with self._lock:
                 self.clicks[number] += 1
@@ -188,15 +188,11 @@ class Users:
         vector = support.of_norm(self._basis, 3.0, 1 + number, sequence=sequence)
         return vector.to_bytes(self._basis, tag=KEY, user=f"user{number}")
 
-    def _expect(self, status: int, reply: Any, *codes: str, away: bool = True) -> None:
-        """Note an answer that is none of those which servers that are killed may give.
-
-        `away`: it needs the database, which may be away.
-        """
+    def _expect(self, status: int, reply: Any, *codes: str, where_killed: tuple[str, ...] = AWAY) -> None:
+        """Note an answer that has none of these codes, nor one of the others where servers are killed."""
         if status in (200, *self._failures):
             return
-        code = reply["error"]["code"]
-        if 0 not in self._failures or code not in (*codes, *(["store_unavailable"] if away else [])):
+        if reply["error"]["code"] not in (*codes, *(where_killed if 0 in self._failures else ())):
             self.wrong.append((status, reply))
 
 

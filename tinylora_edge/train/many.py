@@ -383,8 +383,14 @@ class _ManyUsers:
         if isinstance(answer, Failed):
             return _written(log, replace(row, why=answer.why))
         ends = [round(answer.losses[number], 4) for number in (0, -1)]
-        row = replace(row, tokens=answer.tokens, steps=len(answer.losses), loss=ends, gain=answer.gain)
-        row = replace(row, seconds=round(answer.seconds, 1))
+        row = replace(
+            row,
+            tokens=answer.tokens,
+            steps=len(answer.losses),
+            loss=ends,
+            gain=answer.gain,
+            seconds=round(answer.seconds, 1),
+        )
         if answer.gain is not None and answer.gain <= 0:
             return _written(log, replace(row, status="kept"))
         last = self._last[job.user]
