@@ -49,10 +49,10 @@ def status(connection: socket.socket) -> int:
     return int(connection.recv(65_536).split(None, 2)[1])
 
 
-def is_refused(connection: socket.socket) -> bool:
-    """Whether an answer has come, and is that there are too many; it stays to be read."""
-    come, *_ = select.select([connection], [], [], 0)
-    return bool(come) and b" 429 " in connection.recv(16, socket.MSG_PEEK)
+def answered(connections: list[socket.socket]) -> list[bytes]:
+    """The first bytes of each answer that has come; it stays to be read."""
+    come, *_ = select.select(connections, [], [], 0)
+    return [connection.recv(16, socket.MSG_PEEK) for connection in come]
 
 
 def test_who_sends_nothing_is_left(tiny: Path, tmp_path: Path) -> None:
@@ -97,7 +97,9 @@ def test_one_key_fills_no_queue(server: Serving, user: str) -> None:
         for number in range(2 * PLACES):
             body = json.dumps(GOOD | {"max_tokens": 3000, "user": user.format(number)}).encode()
             flood.append(opened(stack, server.port, head(PLAIN, APP, len(body)) + body))
-        wait_until(lambda: any(is_refused(each) for each in flood))
+        # A request whose user was not read yet takes a place of its app alone: wait until all were read.
+        wait_until(lambda: len(answered(flood)) + sum(server.busy()) == len(flood))
+        assert any(b" 429 " in each for each in answered(flood))
         for headers in ([APP] if user == "mallory" else []) + [OTHER_APP, ALICE, BOB] * 3:
             assert server.ask("POST", PLAIN, GOOD | {"user": "ann"}, **headers)[0] == 200
     wait_until(lambda: server.busy() == (0, 0))
