@@ -18,8 +18,9 @@ from ..errors import MissingExtraError, StoreError
 _BUSY_S = 10.0  # most that a statement waits for the lock of an SQLite file
 _CONNECTIONS = 8  # most connections of a process to PostgreSQL, made as they are needed
 _CONNECT_S = 2.0  # most that a request waits for a connection
+_START_S = 10  # most that a connection takes to be made; a request does not wait so long for it
 _WAITS = {  # time-outs: of a database that is gone, and of a transaction whose client hangs
-    "connect_timeout": 2,
+    "connect_timeout": _START_S,
     "tcp_user_timeout": 10_000,
     "keepalives_idle": 10,
     "options": "-c statement_timeout=30s -c idle_in_transaction_session_timeout=30s",
@@ -149,17 +150,18 @@ class Postgres:
             given = psycopg.conninfo.conninfo_to_dict(address)
             options: dict[str, Any] = {name: value for name, value in _WAITS.items() if name not in given}
             psycopg.connect(address, **options).close()  # its error says why, which the pool's would not
+            self._pool = psycopg_pool.ConnectionPool(
+                address,
+                kwargs={"autocommit": True, **options},
+                min_size=1,
+                max_size=_CONNECTIONS,
+                timeout=_CONNECT_S,
+                reconnect_timeout=_AGAIN_S,
+                open=True,
+            )
+            self._pool.wait(_START_S)
         except psycopg.Error as error:
             raise self._unusable(error) from None
-        self._pool = psycopg_pool.ConnectionPool(
-            address,
-            kwargs={"autocommit": True, **options},
-            min_size=1,
-            max_size=_CONNECTIONS,
-            timeout=_CONNECT_S,
-            reconnect_timeout=_AGAIN_S,
-            open=True,
-        )
         self._lock, self._broken, self._again = threading.Lock(), False, 0.0
 
     def read(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
