@@ -160,6 +160,16 @@ def public(name: str) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def best_step_sizes(runs: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the runs of `public` without the step sizes of LoRAs that have a smaller mean slot F1 than others."""
+    best: dict[str, tuple[float, str]] = {}
+    for arm, rows in runs.items():
+        score = statistics.mean(row.get("slot_f1", 0.0) for row in rows)
+        usual = re.sub(", step size [.0-9]+", "", arm)
+        best[usual] = max(best.get(usual, (score, arm)), (score, arm))
+    return {arm: runs[arm] for _, arm in best.values()}
+
+
 def titled(arm: str) -> str:
     """Return the title of a run of a public set in tables and figures."""
     first, *more = arm.split(", ")

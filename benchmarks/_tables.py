@@ -21,6 +21,7 @@ from _records import (
     TEXTS_ARMS,
     TITLES,
     best_prompt,
+    best_step_sizes,
     between,
     crowds,
     found_on_device,
@@ -61,11 +62,11 @@ def markdown(headers: list[str], rows: list[list[str]]) -> str:
 
 def public_sets() -> str:
     """What each arm costs, and what it scores on SNIPS and CLINC150."""
-    calls, intents, rows = public("snips"), public("clinc"), []
+    calls, intents, rows = best_step_sizes(public("snips")), public("clinc"), []
     for arm in sorted({*calls, *intents}, key=lambda arm: (rank_of(arm), arm)):
         mine = [*calls.get(arm, []), *intents.get(arm, [])]
-        if (arm.startswith("plain") and ", " in arm) or ", step size" in arm:
-            continue  # plain steps in other numbers than the usual, or a step size that is worse
+        if arm.startswith("plain") and ", " in arm:
+            continue  # plain steps in other numbers than the usual
         if "score" not in mine[0] or arm.endswith((", long steps", ", short steps")):
             continue  # a service of 2017, or steps that the trainer does not take
         size = max(row["bytes"] for row in mine)
