@@ -161,7 +161,7 @@ def public(name: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def best_step_sizes(runs: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the runs of `public` without the step sizes of LoRAs that have a smaller mean slot F1 than others."""
+    """Return the runs of `public`, LoRAs with the step size of the largest mean slot F1 alone."""
     best: dict[str, tuple[float, str]] = {}
     for arm, rows in runs.items():
         score = statistics.mean(row.get("slot_f1", 0.0) for row in rows)
