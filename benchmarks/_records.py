@@ -161,13 +161,13 @@ def public(name: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def best_step_sizes(runs: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the runs of `public`, LoRAs with the step size of the largest mean slot F1 alone."""
-    best: dict[str, tuple[float, str]] = {}
+    """Return the runs of `public`, a LoRA with one step size: of those with most seeds the best by F1."""
+    best: dict[str, tuple[int, float, str]] = {}
     for arm, rows in runs.items():
-        score = statistics.mean(row.get("slot_f1", 0.0) for row in rows)
+        found = len(rows), statistics.mean(row.get("slot_f1", 0.0) for row in rows), arm
         usual = re.sub(", step size [.0-9]+", "", arm)
-        best[usual] = max(best.get(usual, (score, arm)), (score, arm))
-    return {arm: runs[arm] for _, arm in best.values()}
+        best[usual] = max(best.get(usual, found), found)
+    return {arm: runs[arm] for *_, arm in best.values()}
 
 
 def titled(arm: str) -> str:
