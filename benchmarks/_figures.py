@@ -22,7 +22,6 @@ from _records import (
     SERVERS,
     WAYS,
     best_prompt,
-    best_step_sizes,
     between,
     crowds,
     gains,
@@ -160,7 +159,7 @@ def frontier() -> Any:
     """Return [what, bytes a user, mean slot F1 on SNIPS] by model, of each rank with its best number of
     steps."""
     models: dict[str, dict[str, Any]] = {name: {} for name in MODELS.values()}
-    for arm, rows in best_step_sizes(public("snips")).items():
+    for arm, rows in public("snips").items():
         row, kind = rows[0], arm.partition(", ")[0].replace("plain", "rank")
         model = next((name for stem, name in MODELS.items() if row["model"].startswith(stem)), None)
         usual = row["each"] == 70 and not row.get("held") and "losses" in row and row["steps"] <= 240

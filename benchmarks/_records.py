@@ -39,9 +39,8 @@ LIKED = {"brevity": "brief", "list-lookup": "correct"}
 """Task -> what simulated users like who want the same."""
 PUBLIC_STEPS = {"snips": 80, "clinc": 100, "ifeval": 0}
 """Steps of the runs that the table of public data compares."""
-LENGTHS, LORA_LR = (1.25, 2.5), 0.002
-"""In runs that have no `fitted`, the length in R of a usual first step is between these. And the usual step
-size of a LoRA."""
+LENGTHS = 1.25, 2.5
+"""In runs that have no `fitted`, the length in R of a usual first step is between these."""
 MESSAGES = 200  # messages that a user's own vector learns from, in tables
 PAIRS, USERS_HELD_OUT = 20, 64  # pairs that a user clicks on, and prompts that their vector is measured on
 WAYS = {PAPER: "13 numbers, the paper's", LEARNED: "13 numbers, learned", ALL: "840 numbers"}
@@ -136,9 +135,10 @@ def public(name: str) -> dict[str, list[dict[str, Any]]]:
     """Return the runs of a public set by name, each a list over seeds.
 
     A name has the arm, and what differs from the usual: another model, another number of steps or utterances,
-    a longer or shorter first step in R of a vector, another step size of a LoRA, answers held to a schema.
+    a longer or shorter first step in R of a vector, answers held to a schema. A LoRA has one step size: of
+    those with most seeds, the one with the largest mean F1.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, dict[float | None, list[dict[str, Any]]]] = {}
     for row in records("public"):
         if row["set"] != name:
             continue
@@ -152,22 +152,15 @@ def public(name: str) -> dict[str, list[dict[str, Any]]]:
             if arm.startswith("rank") and not row.get("fitted"):
                 length = row.get("lr", math.inf) * row["numbers"] ** 0.5  # vectors' files have long steps
                 more += ["long steps"] * (length > LENGTHS[1]) + ["short steps"] * (length < LENGTHS[0])
-            if arm.startswith("lora") and row["lr"] != LORA_LR:
-                more += [f"step size {row['lr']:g}".replace("0.", ".")]
         more += ["held to a schema"] * bool(row.get("held"))
         more += [re.split("[-.]q", row["model"])[0]] * (not row["model"].startswith("SmolLM2"))
-        found.setdefault(", ".join([arm, *more]), []).append(row)
-    return found
+        step_size = row["lr"] if arm.startswith("lora") else None
+        found.setdefault(", ".join([arm, *more]), {}).setdefault(step_size, []).append(row)
+    return {arm: max(sizes.values(), key=_seeds_and_f1) for arm, sizes in found.items()}
 
 
-def best_step_sizes(runs: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the runs of `public`, a LoRA with one step size: of those with most seeds the best by F1."""
-    best: dict[str, tuple[int, float, str]] = {}
-    for arm, rows in runs.items():
-        found = len(rows), statistics.mean(row.get("slot_f1", 0.0) for row in rows), arm
-        usual = re.sub(", step size [.0-9]+", "", arm)
-        best[usual] = max(best.get(usual, found), found)
-    return {arm: runs[arm] for *_, arm in best.values()}
+def _seeds_and_f1(rows: list[dict[str, Any]]) -> tuple[int, float]:
+    return len(rows), statistics.mean(row.get("slot_f1", 0.0) for row in rows)
 
 
 def titled(arm: str) -> str:

@@ -21,7 +21,6 @@ from _records import (
     TEXTS_ARMS,
     TITLES,
     best_prompt,
-    best_step_sizes,
     between,
     crowds,
     found_on_device,
@@ -62,7 +61,7 @@ def markdown(headers: list[str], rows: list[list[str]]) -> str:
 
 def public_sets() -> str:
     """What each arm costs, and what it scores on SNIPS and CLINC150."""
-    calls, intents, rows = best_step_sizes(public("snips")), public("clinc"), []
+    calls, intents, rows = public("snips"), public("clinc"), []
     for arm in sorted({*calls, *intents}, key=lambda arm: (rank_of(arm), arm)):
         mine = [*calls.get(arm, []), *intents.get(arm, [])]
         if arm.startswith("plain") and ", " in arm:

@@ -35,7 +35,6 @@ from typing import Any
 import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
 import torch
-from _records import LORA_LR
 from _sets import PublicSet, clinc, ifeval, others, snips, tf_idf
 from _subjects import learned, smollm2
 from torch import Tensor, nn
@@ -56,6 +55,7 @@ from tinylora_edge.train.learner import rounded, whitened
 from tinylora_edge.train.trainer import ROUNDED, fitted_lr
 
 GENERAL, ANSWERED = 32, 48  # general prompts, and most tokens of an answer to one
+LORA_LR = 0.002  # a LoRA's step size where none is given
 BLOCK = 32  # numbers of a LoRA that share a scale of 16 bits, as in GGUF's Q4_0
 SHOTS, CHOSEN = (2, 4, 8), 14  # examples in a prompt, and training samples that choose among prompts
 SERVICES = tuple(f"{name}_metrics" for name in ("Snips", "api.ai", "Wit", "Luis", "Alexa"))
