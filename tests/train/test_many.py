@@ -18,6 +18,7 @@ from tinylora_edge import MicroVector, Policy, TrainError, load_bundle
 from tinylora_edge.shipping.fetch import frame_path
 from tinylora_edge.shipping.publish import publish
 from tinylora_edge.train import Options, UserResult, train_many
+from tinylora_edge.train.crews import Processes
 from tinylora_edge.train.many import Folder, names_users, read_users
 from tinylora_edge.wire.tags import Ed25519Signer, Ed25519Verifier
 
@@ -201,6 +202,16 @@ def test_a_vector_that_does_not_gain_is_not_published(tiny: Path, options: Optio
     assert found["al"].gain is not None
     assert found["noise"].gain is not None
     assert found["al"].gain > found["noise"].gain
+
+
+@pytest.mark.slow
+def test_a_free_worker_ends_by_itself(tiny: Path, options: Options) -> None:
+    """Killed, it leaves its libraries' semaphores, of which Python warns when the run ends."""
+    workers = Processes(str(tiny / "bundle"), options, 1)
+    (process,) = multiprocessing.active_children()
+    assert workers.take() is None
+    workers.close()
+    assert process.exitcode == 0
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from .options import Options
 from .texts import Learned, Texts, tenth
 
 _LOADS = 3  # workers in a row that die while they load the model end the run
+_END_S = 30  # most that a free worker takes to end by itself
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,13 @@ class Processes:
     def close(self) -> None:
         """End all workers, and what they do."""
         for member in self._members:
-            member.process.kill()
+            if member.job is not None or not member.loaded:
+                member.process.kill()
+            member.connection.close()  # a free one ends by itself, and removes its semaphores
         for member in self._members:
+            member.process.join(_END_S)
+            member.process.kill()
             member.process.join()
-            member.connection.close()
 
 
 def _serve(connection: Connection, bundle: str, options: Options) -> None:
