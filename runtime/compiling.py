@@ -29,8 +29,16 @@ _LOOK_S = 0.05  # seconds between two looks whether anybody still waits
 
 _started: set[subprocess.Popen[bytes]] = set()
 _idle: list[subprocess.Popen[bytes]] = []
+
+
+def _forget() -> None:
+    """In a fork: the processes are its parent's, which it must neither use nor end."""
+    _idle.clear()
+    _started.clear()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idle.clear)
+    os.register_at_fork(after_in_child=_forget)
 
 
 class Left(Exception):  # noqa: N818 - nobody is there to be told

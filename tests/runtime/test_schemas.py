@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -266,6 +268,25 @@ def test_no_grammar_is_made_for_who_has_left(onnx_pool: Pool, how: str) -> None:
         assert not compiling._started - before - busy, "one was begun"
 
     asyncio.run(asyncio.wait_for(ask(), 60))
+
+
+FORK = """
+import os, sys
+from tinylora_edge.runtime import compiling
+
+assert compiling.why_not("x", {}, lambda: False), "it is no grammar"
+(process,) = compiling._started
+if not (child := os.fork()):
+    sys.exit()
+assert os.waitpid(child, 0)[1] == 0
+assert process.poll() is None, "the child's end was the process's"
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="grammars are made by a process where there is os.fork")
+def test_a_fork_that_ends_leaves_its_parent_the_process() -> None:
+    ended = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_answers_to_one_prompt_have_one_grammar(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
