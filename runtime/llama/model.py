@@ -427,8 +427,9 @@ class ContextThread:
             result: Any = None
             error: BaseException | None = None
             try:
-                if not job.cancelled:
-                    result = job.call()
+                if job.cancelled:
+                    raise Cancelled
+                result = job.call()
             except Cancelled:
                 error = TinyLoraError(CLOSED)
             except BaseException as raised:

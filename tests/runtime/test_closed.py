@@ -6,12 +6,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import onnx_bundles
 import pytest
 
+from tinylora_edge import TinyLoraError
 from tinylora_edge.runtime.batch import Batch
+from tinylora_edge.runtime.engine import CLOSED
+from tinylora_edge.runtime.llama.model import ContextThread, Job
 from tinylora_edge.tasks import Sample
 
 BOTH: dict[str, Callable[[Any], Any]] = {
@@ -74,3 +78,16 @@ def test_every_call_after_close_is_refused(smollm2_bundle: Path, engine: str) ->
     script = SCRIPT.format(path=sys.path, bundle=str(bundle), engine=engine)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode, done.stderr) == ("alive\n", 0, "")
+
+
+def test_a_call_that_a_close_meets_as_it_begins_gets_the_error() -> None:
+    """The thread has taken it, and has not called it yet."""
+    thread, ended = ContextThread(), SimpleQueue[tuple[Any, BaseException | None]]()
+    job = Job(lambda: pytest.fail("it was called"), lambda *result: ended.put(result))
+    job.cancelled = True  # as `close` does it
+    thread.submit(job)
+    result, error = ended.get(timeout=60)
+    thread.close()
+    assert result is None
+    assert isinstance(error, TinyLoraError)
+    assert str(error) == CLOSED
