@@ -184,15 +184,20 @@ class Clicks:
 
         Args:
             path: of the user's state.
-            better, worse: the answers, of one prompt under one vector.
+            better, worse: the answers, of one prompt under one vector at one temperature.
 
         Raises:
-            TrainError: the prompts or vectors differ, the answers do not, or as for `tell`. Nothing was
-                learned.
+            TrainError: the prompts, vectors or temperatures differ, the answers do not, or as for `tell`.
+                Nothing was learned.
             VectorError, OSError: as for `tell`.
         """
         if better.prompt != worse.prompt or better.vector != worse.vector:
             raise TrainError("only two answers to one prompt under one vector can be compared")
+        if better.temperature != worse.temperature:
+            raise TrainError(
+                f"the answers are drawn at temperatures {better.temperature:g} and {worse.temperature:g}, so "
+                "their likelihoods cannot be compared: ask for both at one temperature"
+            )
         if better.tokens == worse.tokens:
             raise TrainError(
                 "the two answers are the same, so a preference says nothing: ask again, at a higher "

@@ -168,6 +168,8 @@ def test_what_says_nothing_is_refused(clicks: Clicks, tmp_path: Path) -> None:
         clicks.tell(tmp_path / "s", SampledAnswer((1, 2), (), None), 1)
     with pytest.raises(TrainError, match="answers to one prompt"):
         clicks.prefer(tmp_path / "s", clicked, SampledAnswer((1,), (4,), None))
+    with pytest.raises(TrainError, match=r"at temperatures 1 and 0\.5, so"):
+        clicks.prefer(tmp_path / "s", clicked, SampledAnswer((1, 2), (4,), None, 0.5))
     with pytest.raises(TrainError, match="the two answers are the same"):
         clicks.prefer(tmp_path / "s", clicked, clicked)
     with pytest.raises(TrainError, match=r"longest prompt has \d+ tokens, which with 64 to"):
