@@ -83,15 +83,16 @@ class Adapters:
     Attributes:
         factors: whose A and B they have.
         lock: held while adapters are loaded or freed, and while llama.cpp walks through the list of them: as
-            it makes a context, and as one computes with other adapters than before (see `computing`).
+            it makes a context, and as one computes with other adapters than before (see `computing`). A
+            thread may take it again.
         modules: address of a tensor A of the engines' adapter -> number of its module. The first engine
-            finds them.
+            finds them, under `lock`.
 
     BaseMismatchError: llama.cpp refuses the factors for this model, a `llama_model`.
     """
 
     def __init__(self, model: Any, factors: Factors) -> None:
-        self.factors, self.lock = factors, threading.Lock()
+        self.factors, self.lock = factors, threading.RLock()
         self.modules: dict[int, int] = {}
         self._model, self._images = model, _Images(factors)
         self._whole: Adapter | None = None

@@ -166,10 +166,9 @@ class Columns:
             unknown = ctypes.cast(self._python, ctypes.c_void_p).value
             self._table = _Columns(unknown, host, get, put)
             self.callback, self.data = ctypes.cast(native, kind), ctypes.addressof(self._table)
-            self._know()
 
-    def _know(self) -> None:
-        """Tell columns.c the modules."""
+    def know(self) -> None:
+        """Tell columns.c the modules, once all are found: before it every row has the base's answers."""
         if self._table is not None:
             known = [
                 _Module(a, number, self._factors.rows[number], self._factors.a[number].ndim > 2)
@@ -199,17 +198,19 @@ class Columns:
     def looking(self) -> Iterator[None]:
         """Find the tensors A of the only adapter while the block evaluates a token of the base.
 
-        BaseMismatchError: it has none.
+        An error leaves none behind. BaseMismatchError: it has none.
         """
         self._numbers = {name.encode() + _A: number for number, name in enumerate(self._factors.modules)}
         try:
             with self.of([None], {0, 1}):
                 yield
+        except BaseException:
+            self._modules.clear()
+            raise
         finally:
             self._numbers = {}
         if not self._modules:
             raise BaseMismatchError("llama.cpp evaluates none of the modules that the factors are for")
-        self._know()
 
     def __call__(self, address: int, ask: bool) -> bool:
         """Be llama.cpp's callback: `ask`, say whether the node at an address is wanted; else replace its

@@ -81,13 +81,16 @@ class LlamaEngine:
         self._r: list[NDArray[np.float32] | None] = [None] * rows
         try:
             adapters.set(self._context, [(whole, 1.0)])
-            if not adapters.modules:
-                # With one thread, as OpenMP's threads would stay with this one: see `TinyLoraLlama.__init__`.
-                llama_cpp.llama_set_n_threads(self._context, 1, 1)
-                with columns.looking():
-                    self._fill(0, [0])
-                llama_cpp.llama_set_n_threads(self._context, n_threads, n_threads)
-                self.cut(0, 0)
+            with adapters.lock:  # another thread's first engine may be looking for them
+                if not adapters.modules:
+                    # With one thread, as OpenMP's threads would stay with this one: see
+                    # `TinyLoraLlama.__init__`.
+                    llama_cpp.llama_set_n_threads(self._context, 1, 1)
+                    with columns.looking():
+                        self._fill(0, [0])
+                    llama_cpp.llama_set_n_threads(self._context, n_threads, n_threads)
+                    self.cut(0, 0)
+            columns.know()
             adapters.set(self._context, [(whole, 1.0), *own])
         except BaseException:
             self.close()

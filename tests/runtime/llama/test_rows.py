@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import random
+import threading
+import time
 
 import converter
 import gguf
@@ -81,6 +83,36 @@ def test_rows_that_come_go_grow_and_are_copied_in_any_order(llm):
             if len(held[row]) > 100:
                 held[row] = held[row][: engine.cut(row, 5)]
     assert engine.evaluated > 40
+
+
+def test_two_threads_that_make_the_first_engines(llm):
+    """The second one finds modules of the first one, which is still looking for others."""
+    first_module = threading.Event()
+
+    class Slow(dict):
+        def __setitem__(self, address, number):
+            super().__setitem__(address, number)
+            first_module.set()
+            time.sleep(0.02)
+
+    engines, vector = [], vectors(llm)[-1]
+    llm.adapters.modules = Slow()
+    threads = [
+        threading.Thread(target=lambda: engines.append(llm.engine(rows=1, n_ctx=64, n_threads=1)))
+        for _ in range(2)
+    ]
+    threads[0].start()
+    assert first_module.wait(60)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert len(llm.adapters.modules) == len(llm.bases.factors.modules)
+    for engine in engines:
+        for choice in (None, vector):
+            engine.set_r(0, None if choice is None else llm.own(choice).r)
+            assert_same(engine.evaluate([Part(0, [65, 66])])[0], alone(llm, [65, 66], choice))
+            engine.cut(0, 0)
+    assert len(engines) == 2
 
 
 def test_a_prompt_longer_than_an_evaluation(load, tiny_bundle):
