@@ -112,6 +112,7 @@ int main(int argc, char **argv) {
     parameters.n_batch = parameters.n_ubatch = 8 * ROWS;
     parameters.kv_unified = strcmp(argv[1], "split") != 0;
     parameters.type_k = parameters.type_v = GGML_TYPE_F32;
+    parameters.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED; /* which rounds them to float16 */
     parameters.n_threads = parameters.n_threads_batch = 1;
     if (!folded) {
         parameters.cb_eval = tinylora_eval;
