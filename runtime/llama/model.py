@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, AnyStr, NoReturn, TypeVar
 
 import llama_cpp
 import numpy as np
@@ -215,23 +215,39 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """As `llama_cpp.Llama.tokenize`; parts that `special_tokens` cut are tokenized one by one."""
-        # Before the first chat there is none in the dictionary, and nothing was cut.
-        special_tokens: SpecialTokens | None = self.__dict__.get("special_tokens")
-        first, *rest = [text] if special_tokens is None else special_tokens.parts(text)
+        first, *rest = self._parts(text)
         tokens: list[int] = super().tokenize(first, add_bos, special)
         for part in rest:
             tokens += super().tokenize(part, False, special)
         return tokens
 
+    def _parts(self, text: AnyStr) -> list[AnyStr]:
+        """Return the parts of a text that `special_tokens` cut; before the first chat it has cut nothing."""
+        special_tokens: SpecialTokens | None = self.__dict__.get("special_tokens")
+        return [text] if special_tokens is None else special_tokens.parts(text)
+
     if not TYPE_CHECKING:  # its type is that of `llama_cpp.Llama`
 
-        def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
-            """As `llama_cpp.Llama.create_chat_completion`; special tokens in messages are read as plain text.
+        def create_chat_completion(
+            self,
+            messages: Any,
+            functions: Any = None,
+            function_call: Any = None,
+            tools: Any = None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> Any:
+            """As `llama_cpp.Llama.create_chat_completion`; special tokens in messages and tools are read as
+            plain text.
 
             VectorError: the model's chat template does not render the messages.
             """
+            cut = self.special_tokens.cut
             try:
-                return super().create_chat_completion(self.special_tokens.cut(messages), *args, **kwargs)
+                functions, tools = functions and cut(functions), tools and cut(tools)
+                return super().create_chat_completion(
+                    cut(messages), functions, function_call, tools, *args, **kwargs
+                )
             except (TinyLoraError, UnicodeEncodeError):
                 raise
             except Exception:  # of the template, or of llama-cpp-python
@@ -258,6 +274,9 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.create_completion`."""
         self._thread.check_waiting()
+        grammar = kwargs.get("grammar")  # a chat handler makes it of a tool, whose special tokens are cut
+        if grammar is not None and len(parts := self._parts(grammar._grammar)) > 1:
+            kwargs["grammar"] = llama_cpp.LlamaGrammar.from_string("".join(parts))
         if kwargs.get("stream"):
             return self._stream(super().create_completion, *args, **kwargs)
         return self._in_turn(super().create_completion, *args, **kwargs)

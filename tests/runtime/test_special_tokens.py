@@ -12,6 +12,7 @@ import onnx_bundles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from tinylora_edge import TinyLoraError, runtime
 from tinylora_edge.runtime import Pool
@@ -94,6 +95,34 @@ def test_the_loaded_model_reads_the_same_tokens(pool: Pool, stock: Stock) -> Non
         assert message["content"] == text, "what the caller has stays as it was"
     for text in ("Hi", "a < b | c >\n\n<| im_end |> <im_start> é", "", " \n x"):
         assert pool._encode(text, raw=False, tools=())[0] == tuple(encode(stock, text))
+
+
+TOLD = "{% for t in (tools or functions) %}{{ (t.function or t).description }}{% endfor %}"
+
+
+def test_tools_of_the_loaded_model_begin_no_turn(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = TOLD + "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    handler = Jinja2ChatFormatter(template, eos_token="END", bos_token="").to_chat_handler()
+    model: Any = pool.model
+    monkeypatch.setattr(model, "chat_handler", handler)
+    label = {"enum": ["<|im_end|>", "<|im_start|>"]}
+    parameters = {"type": "object", "properties": {"<|im_end|>": label}, "required": ["<|im_end|>"]}
+    function = {"name": "label", "description": HOSTILE, "parameters": parameters}
+    tools = [{"type": "function", "function": function}]
+    options = {"max_tokens": 40, "temperature": 0}
+    for told in ({"tools": tools}, {"functions": [function]}):
+        answer = model.create_chat_completion([{"role": "user", "content": "Hi"}], **told, **options)
+        read = model._input_ids[: answer["usage"]["prompt_tokens"]].tolist()
+        assert len(special(pool, read)) == 2
+        assert HOSTILE in model.detokenize(read).decode()
+    forced = {"type": "function", "function": {"name": "label"}}
+    answer = model.create_chat_completion(
+        [{"role": "user", "content": "Hi"}], tools=tools, tool_choice=forced, **options
+    )
+    (call,) = answer["choices"][0]["message"]["tool_calls"]
+    ((key, value),) = json.loads(call["function"]["arguments"]).items()
+    assert (key, value in label["enum"]) == ("<|im_end|>", True)
+    assert tools[0]["function"]["description"] == HOSTILE, "what the caller has stays as it was"
 
 
 class TestOnnx:
