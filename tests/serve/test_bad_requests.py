@@ -159,6 +159,25 @@ def test_users_that_are_none(server: Serving, basis: Basis, user: str) -> None:
         assert answer["error"]["code"] in ("invalid_value", "not_found")
 
 
+def test_each_of_many_vectors_has_a_result(server: Serving, basis: Basis) -> None:
+    good = {user: as_text(framed(basis, user)) for user in ("kim", "lea")}
+    vectors = {"kim": good["kim"], "odd": 7, "cut": "AAAAA", "lea": good["lea"], "a b": "AAAA", "\ud800": ""}
+    status, body = server.ask("PUT", VECTORS, {"vectors": vectors}, **APP)
+    assert (status, [each["user"] for each in body["data"]]) == (200, [*vectors])
+    codes = [each.get("error", {}).get("code") for each in body["data"]]
+    assert codes == [None, *["invalid_value"] * 2, None, *["invalid_value"] * 2]
+    assert "vector must be a text" in body["data"][1]["error"]["message"]
+    assert [server.ask("GET", f"{VECTORS}/{user}", **APP)[0] for user in good] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    "limit", ["0", "1001", "-1", "1.5", "ten", "", "00000100000000", "000000001" + 5000 * "0", "1e2"]
+)
+def test_limits_that_are_none(server: Serving, limit: str) -> None:
+    answer = server.ask("GET", f"{VECTORS}?limit={limit}", **APP)
+    assert "it must be from 1 to 1000" in refused(answer, 400, "invalid_value", "limit")
+
+
 def test_keys_and_the_users_that_they_stand_for(server: Serving, basis: Basis) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong-key"}, {"Authorization": "Basic app-key-1"}):
         refused(server.ask("POST", PLAIN, GOOD, **headers), 401, "invalid_api_key")

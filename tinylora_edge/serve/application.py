@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -149,8 +150,14 @@ async def put_vectors(request: Request, service: Service) -> Response:
     if caller.user is not None and (others := [*found.keys() - {caller.user}]):
         raise wrong_user(others[0])
 
-    def put(store: Store) -> list[tuple[str, Stored | TinyLoraError]]:
-        return [*store.put_many([(user, read_frame(vector)) for user, vector in found.items()], policy)]
+    def put(store: Store) -> dict[str, Stored | TinyLoraError]:
+        frames, results = dict[str, bytes](), dict[str, Stored | TinyLoraError](dict.fromkeys(found))
+        for user, vector in found.items():
+            try:
+                frames[user] = read_frame(vector)
+            except RequestError as error:
+                results[user] = error
+        return results | dict(store.put_many(frames.items(), policy))
 
     done = await service.with_store(caller.who, put)
 
@@ -159,21 +166,23 @@ async def put_vectors(request: Request, service: Service) -> Response:
             return _described(found)
         return {"object": "vector", "user": user, "error": completions.failure(service, found)[1]}
 
-    return JSONResponse({"object": "list", "data": [described(*each) for each in done]})
+    body = {"object": "list", "data": [described(*each) for each in done.items()]}
+    return Response(json.dumps(body), media_type="application/json")  # a name may be no valid Unicode
 
 
 async def list_vectors(request: Request, service: Service) -> Response:
     """Answer `GET /v1/vectors`: up to `?limit=N` vectors by user's name, from the first name behind
     `?after=USER`; a user's key gets that user's alone."""
     own, asked = request.state.caller.user, request.query_params
-    after, limit = asked.get("after", ""), asked.get("limit", str(_PAGE))
-    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= _PAGE:
-        raise RequestError(f"limit is {limit[:80]!r}: it must be from 1 to {_PAGE}", param="limit")
+    after, told = asked.get("after", ""), asked.get("limit", str(_PAGE))
+    limit = int(told) if told.isdecimal() and len(told) <= len(str(_PAGE)) else 0
+    if not 1 <= limit <= _PAGE:
+        raise RequestError(f"limit is {told[:80]!r}: it must be from 1 to {_PAGE}", param="limit")
 
     def listed(store: Store) -> tuple[list[Listed], bool]:
         if own is None:
-            found = store.listed(after, int(limit) + 1)
-            return found[: int(limit)], len(found) > int(limit)
+            found = store.listed(after, limit + 1)
+            return found[:limit], len(found) > limit
         stored = store.get(own)
         return [] if stored is None else [Listed(own, stored.sequence, len(stored.frame))], False
 
