@@ -155,6 +155,9 @@ def test_too_few_and_too_long(texts: Texts) -> None:
         texts.learn(samples(19))
     with pytest.raises(TrainError, match="pass the model's context of"):
         texts.learn([*samples(20), Sample("", "long " * 5000, raw=True)])
+    alike = samples(5) * 4
+    with pytest.raises(TrainError, match="5 of 20 texts differ, and all of these are held out"):
+        texts.learn(alike, tenth(alike))
 
 
 def test_which_runs_take_full_steps(tmp_path: Path, options: Options) -> None:

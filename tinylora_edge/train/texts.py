@@ -188,7 +188,7 @@ class Texts:
     ) -> Learned:
         """Learn texts. Where some are to be `measured`, a vector is first learned from the others alone.
 
-        TrainError: they are too few, or one is too long.
+        TrainError: they are too few, one is too long, or those measured leave none.
         """
         began, samples = time.monotonic(), [*samples][-MOST:]
         if len(samples) < FEWEST:
@@ -197,6 +197,12 @@ class Texts:
         if measured:
             apart = {rank(sample) for sample in measured}
             rest = [sample for sample in samples if rank(sample) not in apart]
+            if not rest:
+                raise TrainError(
+                    f"{len({rank(sample) for sample in samples})} of {len(samples)} texts differ, and all of "
+                    "these are held out to measure the gain: add other texts, or learn without measuring "
+                    "(--no-evaluate)"
+                )
             others = self.groups(measured)
             before = self._scores(others, np.zeros(self.basis.size, np.float32))
             scores = before, self._scores(others, self._stepped(self.groups(rest), report)[0])
