@@ -136,6 +136,7 @@ def train(
       tinylora-edge train out/demo mine.txt --under shared.bin -o mine.bin
       tinylora-edge train out/demo people/ --under shared.bin -o vectors --key fleet.key --workers 8
     """
+    from tinylora_edge.tasks import BUILTIN
     from tinylora_edge.train import Options
     from tinylora_edge.train.many import names_users
     from tinylora_edge.train.texts import whitening_path
@@ -146,7 +147,7 @@ def train(
             raise BadParameter("--size is a rank: pass one of --size, --rank and --numbers")
         rank = found.factors.sizes[size]
     beside = None if under is None else whitening_path(under)
-    many = names_users(Path(data))
+    many = data not in BUILTIN and names_users(Path(data))
     options = Options(
         method=method,
         minutes=minutes,

@@ -53,6 +53,14 @@ def test_many_users_are_trained_signed_and_left_alone_afterwards(cli, tiny, peop
     cli(*run).refused("there are no users")
 
 
+def test_a_folder_with_the_name_of_a_task_does_not_take_its_place(cli, tiny, tmp_path, monkeypatch):
+    (tmp_path / "snips").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = ("train", tiny / "bundle")
+    cli(*run, "./snips", "-o", "v", "--method", "sft").misused("DATA has many users")
+    cli(*run, "snips", "-o", "v", "--workers", 2).misused("snips does not have the texts of many users")
+
+
 @pytest.mark.slow
 def test_vectors_go_straight_into_the_store_of_servers(cli, tiny, people, under, key, tmp_path):
     bases = load_bundle(tiny / "bundle").bases

@@ -17,7 +17,7 @@ import pytest
 from tinylora_edge import MicroVector, Policy, TrainError, load_bundle
 from tinylora_edge.shipping.fetch import frame_path
 from tinylora_edge.shipping.publish import publish
-from tinylora_edge.train import Options, UserResult, train_many
+from tinylora_edge.train import Options, UserResult, many, train_many
 from tinylora_edge.train.crews import Processes
 from tinylora_edge.train.many import Folder, names_users, read_users
 from tinylora_edge.wire.tags import Ed25519Signer, Ed25519Verifier
@@ -102,6 +102,20 @@ def test_what_is_refused_before_any_work(tiny: Path, options: Options, tmp_path:
         with pytest.raises(TrainError, match=message):
             train_many(tiny / "bundle", given.pop("users"), to, **given)
     assert not to.exists()
+
+
+def test_all_workers_have_one_dtype(
+    tiny: Path, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Recording(Processes):
+        def __init__(self, bundle: str, options: Options, count: int) -> None:
+            raise TrainError(f"workers have {options.dtype}")
+
+    monkeypatch.setattr(many, "Processes", Recording)
+    monkeypatch.setattr(many, "default_dtype", lambda: "bf16")
+    run, given = (tiny / "bundle", {"al": words("al")}, tmp_path / "out"), replace(options, dtype=None)
+    with pytest.raises(TrainError, match="workers have bf16"):
+        next(train_many(*run, options=given))
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.tasks.rewards import text
 from tinylora_edge.tasks.sample import spelled, untagged
 from tinylora_edge.train import Learner, Options, adapter, grown, train, trainer
+from tinylora_edge.train import run as run_module
 from tinylora_edge.train.run import chosen_methods, in_own_form
 
 Rows = list[dict[str, Any]]
@@ -169,6 +170,20 @@ def test_a_resumed_run_has_the_minutes_that_it_began_with(tiny_bundle, letters_t
     assert (result.stopped, result.steps) == ("interrupted", 3)
     with pytest.raises(TrainError, match=r"no grpo\.json to resume from: go on with --method sft"):
         train(*run, options=replace(short, method="grpo"), resume=True)
+
+
+def test_a_resumed_run_has_the_dtype_that_it_began_with(
+    tiny_bundle, letters_task, short, tmp_path, monkeypatch
+):
+    run, free = (tiny_bundle, letters_task, tmp_path / "v"), replace(short, dtype=None)
+    monkeypatch.setattr(run_module, "default_dtype", lambda: "bf16")
+    interrupted(*run, free, at=2)
+    with pytest.raises(TrainError, match="its dtype is 'bf16', this run's is 'fp32'"):
+        train(*run, options=replace(short, dtype="fp32"), resume=True)
+    monkeypatch.setattr(run_module, "default_dtype", lambda: "fp32")  # what is faster may change by then
+    interrupted(*run, free, at=3, resume=True)
+    saved = json.loads((tmp_path / "v.run" / "sft.json").read_text())
+    assert (saved["identity"]["dtype"], saved["state"]["step"]) == ("bf16", 3)
 
 
 @pytest.mark.usefixtures("training_gains")

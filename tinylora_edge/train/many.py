@@ -34,6 +34,7 @@ from ..vector import FIRST_SEQUENCE, LAST_SEQUENCE, MicroVector
 from ..wire.frame import DEFAULT_USER, RULE, head, is_portable
 from ..wire.tags import Signer
 from ..writes import atomic_write, locked, open_file
+from .adapter import default_dtype
 from .crews import Cluster, Crew, Failed, Job, Processes
 from .options import Options
 from .texts import FEWEST, OTHERS, Learned, for_whitening, framing
@@ -172,7 +173,8 @@ def train_many(
     known = users if isinstance(users, Mapping) else read_users(Path(users))
     if not known:
         raise TrainError(f"{users}: there are no users, expected files NAME.jsonl or NAME.txt with texts")
-    job = _ManyUsers(target, bases, replace(options, workers=1), signer, evaluate, report)
+    options = replace(options, workers=1, dtype=options.dtype or default_dtype())  # the same in all workers
+    job = _ManyUsers(target, bases, options, signer, evaluate, report)
 
     def crew(options: Options, most: int) -> Crew:
         path = str(Path(bundle).absolute())

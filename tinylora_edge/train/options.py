@@ -76,7 +76,8 @@ class Options:
             takes the texts themselves.
         keys: one of these has to verify `under`; without any, a checksum is enough.
         weights: GGUF or Hugging Face directory to learn on; None dequantizes the deployed GGUF.
-        dtype: of the weights in training: `bf16`, or `fp32` of twice the memory; None takes the faster one.
+        dtype: of the weights in training: `bf16`, or `fp32` of twice the memory; None takes the one
+            that is faster here.
         frame_dtype: of the frame that is written. None is `q4` for entries of R of 4 outputs or more (not
             with TRL), else `int8` from 64 numbers on, else `bf16`. With `q2` and `q4`, for entries alone,
             validation uses rounded values, and so does training in its last third, or once nothing gets

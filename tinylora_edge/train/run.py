@@ -31,7 +31,7 @@ from ..tasks.sample import CALL_BEGIN, without_tags
 from ..tasks.task import name_of
 from ..vector import MicroVector, Policy
 from ..writes import atomic_write, locked
-from .adapter import Adapter, load_model, one_thread
+from .adapter import Adapter, default_dtype, load_model, one_thread
 from .batches import REHEARSED_TOKENS, Answers, Rehearsal
 from .learner import Learner
 from .options import METHODS, MINUTES, Options, Outcome, Phase, Result, write_result
@@ -76,7 +76,8 @@ def train(
         output: the frame file; it must not exist.
         options: of the run.
         resume: go on from the checkpoints in `output`.run, on this machine to the identical result where no
-            minutes are set. Where neither steps nor minutes are given, it has the minutes that it had.
+            minutes are set. Where neither steps nor minutes are given, it has the minutes that it had, and
+            without a dtype the one that it had.
         report: called with the metrics of every step, and with events.
 
     Raises:
@@ -185,11 +186,14 @@ class _Run:
         self.basis = options.basis(bundle.bases)
         self.options = options = framing(options, self.basis)
         self._identity = partial(identity, task, self.basis)
-        minutes = None
+        minutes, dtype = MINUTES, None
         if (first := checkpoints[methods[0]]).exists():
-            minutes = read_checkpoint(first, self._identity(replace(options, method=methods[0]))).minutes
+            kept = read_checkpoint(first, self._identity(replace(options, method=methods[0])))
+            minutes, dtype = kept.minutes or MINUTES, kept.dtype
+        options = replace(options, dtype=options.dtype or dtype or default_dtype())
         if options.steps is None and options.minutes is None:
-            self.options = options = replace(options, minutes=minutes or MINUTES)
+            options = replace(options, minutes=minutes)
+        self.options = options
         shared = None
         if options.under is not None:
             shared = admit(options.under, bundle.bases, Policy(keys=options.keys), beneath=True)
@@ -426,11 +430,17 @@ def run_folder(output: Path, *, lead: bool = True) -> Iterator[Path]:
 
 
 def identity(task: Task, basis: Basis, options: Options) -> dict[str, Any]:
-    """Return what a resumed run must share with the run of the checkpoint; `options` are the method's own."""
+    """Return what a resumed run must share with the run of the checkpoint; `options` are the method's own.
+
+    Options without a dtype share any.
+    """
     rows = [[each.prompt, each.answer, each.raw, each.tools, dict(each.data)] for each in task.train]
     # Objects that are no JSON count by their type alone: their `repr` may differ between processes.
     samples = json.dumps(rows, default=lambda value: type(value).__name__, skipkeys=True)
     prior, shared = basis.projection.prior, ("preamble", "schema", "max_tokens", "temperature")
+    own = {name: value for name, value in options.record().items() if name not in _ANY}
+    if options.dtype is None:
+        del own["dtype"]
     return {
         "task": Path(task.name).name,  # not its folder: the file may have been moved
         "reward": name_of(task.reward),
@@ -438,7 +448,7 @@ def identity(task: Task, basis: Basis, options: Options) -> dict[str, Any]:
         "basis": basis.digest,
         "prior": None if prior is None else prior.digest,
         **{name: getattr(task, name) for name in shared},
-        **{name: value for name, value in options.record().items() if name not in _ANY},
+        **own,
         "workers": options.workers or cores(),
     }
 

@@ -36,7 +36,7 @@ from ..tasks import Sample, Task
 from ..tasks.files import rank
 from ..vector import AdmittedVector, MicroVector, Policy
 from ..wire.values import BITS
-from .adapter import Adapter, give_back, load_model, one_thread
+from .adapter import Adapter, default_dtype, give_back, load_model, one_thread
 from .learner import Group, Learner, ModuleWhitening, coordinates, rounded, tokens_of, whitened
 from .options import Q4_FROM, Options, Outcome, Phase, Result, write_result
 
@@ -119,7 +119,7 @@ class Texts:
 
     Attributes:
         basis: of the vectors that are learned.
-        options: with the dtype of their frames.
+        options: with the dtypes of weights and frames.
         lengths: of the steps, in R; empty: those of `LENGTHS`, as many as the texts bear.
 
     Raises: what `train` raises of a bundle, options and a shared vector.
@@ -128,6 +128,7 @@ class Texts:
     def __init__(self, bundle: BundleOrPath, options: Options) -> None:
         found = load_bundle(bundle)
         self.basis = options.basis(found.bases)
+        options = replace(options, dtype=options.dtype or default_dtype())
         self.options = framing(options, self.basis)
         self.lengths: Sequence[float] = ()
         with ExitStack() as stack:

@@ -147,7 +147,7 @@ class Trainer:
             more = (options.minutes or 0) > (self.state.minutes or math.inf)
             if self.state.stopped == "done" and more and not followed:
                 self.state.stopped = ""
-        self.state.minutes = options.minutes
+        self.state.minutes, self.state.dtype = options.minutes, options.dtype
         self._whitening: Whitening | ModuleWhitening | None = None
         self._stop = False
         self._answered: Callable[[], None] = lambda: None
@@ -561,6 +561,7 @@ class TrainState:
     step: int = 0
     lr: float = 0.0
     minutes: float | None = None  # that the method has
+    dtype: str | None = None  # of the weights
     seconds: float = 0.0  # spent on steps, validations, and finding a temperature
     best_step: int = 0
     start_score: float = float("-inf")
