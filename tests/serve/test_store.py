@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import postgres
@@ -294,6 +297,68 @@ def test_a_database_that_is_away_comes_back_by_itself(bases: Bases, basis: Basis
         support.wait_until(is_back)
     with pytest.raises(StoreError, match="cannot be used"):
         Store("postgresql://nobody:secret@127.0.0.1:1/none?bad=1", bases)
+
+
+@contextmanager
+def proxy(to: int) -> Iterator[tuple[int, threading.Event]]:
+    """A port that forwards to one of PostgreSQL; once the event is set, it hangs up in place of the reply to
+    the next commit, and clears the event."""
+    cut, listening = threading.Event(), socket.create_server(("127.0.0.1", 0))
+
+    def forward(source: socket.socket, target: socket.socket, *, replies: bool) -> None:
+        with suppress(OSError), source, target:
+            while data := source.recv(1 << 16):
+                if replies and cut.is_set() and b"COMMIT\0" in data:
+                    cut.clear()
+                    for each in (source, target):
+                        each.shutdown(socket.SHUT_RDWR)
+                    return
+                target.sendall(data)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                client, server = listening.accept()[0], socket.create_connection(("127.0.0.1", to))
+                for ends, replies in (((client, server), False), ((server, client), True)):
+                    threading.Thread(
+                        target=forward, args=ends, kwargs={"replies": replies}, daemon=True
+                    ).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    with listening:
+        yield listening.getsockname()[1], cut
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_commit_whose_reply_is_lost_was_done_once(
+    database: postgres.Server, bases: Bases, basis: Basis
+) -> None:
+    address = database.make()
+    with (
+        proxy(database.port) as (port, cut),
+        closing(Store(address.replace(f":{database.port}/", f":{port}/"), bases)) as store,
+    ):
+        rules = policy(store)
+
+        def lost(call: Callable[[], Any]) -> Any:
+            cut.set()
+            result = call()
+            assert not cut.is_set()
+            return result
+
+        for name in "ab":
+            store.remember(name, "app", "alice", b"answer")
+        clicks = (0, basis.digest, b"state")
+        learned = lost(lambda: store.learned("alice", framed(basis, 1), rules, ["a"], clicks))
+        assert learned == store.get("alice") == Stored("alice", framed(basis, 1), 1)
+        assert (store.clicks("alice", basis.digest), [*store.answers("ab")]) == ((1, b"state"), ["b"])
+        assert lost(lambda: store.put("alice", framed(basis, 2), rules)).sequence == 2
+        assert lost(lambda: store.put_newer("alice", framed(basis, 3), rules))
+        many = [("al", framed(basis, 1, "al"))]
+        assert dict(lost(lambda: [*store.put_many(many, rules)])) == {"al": store.get("al")}
+        assert lost(lambda: store.delete("alice")), "it had a vector"
+        assert store.get("alice") is None
+        assert not lost(lambda: store.delete("alice"))
 
 
 def test_a_file_that_is_no_store(tmp_path: str, bases: Bases) -> None:

@@ -169,8 +169,8 @@ class Postgres:
         return self._run(lambda connection: Session(connection, postgres=True).execute(query, values))
 
     def write(self, work: Callable[[Session], T], *, first: bool = False) -> T:
-        """Do some work in a transaction, and return its result. The work may run twice, so done again it must
-        change nothing."""
+        """Do some work in a transaction, and return its result. The work may run again after its commit, the
+        reply to which was lost: it must change nothing then, and return the same."""
 
         def write(connection: Any) -> T:
             with connection.transaction():

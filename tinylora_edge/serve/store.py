@@ -83,6 +83,9 @@ _CLICKED = """
         basis = excluded.basis, revision = excluded.revision, state = excluded.state
     WHERE old.revision = excluded.revision - 1 RETURNING 1
 """
+_LEARNED = """
+    SELECT 1 FROM tinylora_clicks WHERE factors = ? AND name = ? AND basis = ? AND revision = ? AND state = ?
+"""
 _TOO_MANY = """
     DELETE FROM tinylora_answers WHERE factors = ? AND name = ? AND account = ? AND made <=
         (SELECT made FROM tinylora_answers WHERE factors = ? AND name = ? AND account = ?
@@ -269,11 +272,15 @@ class Store:
         """Remove a user's vector, answers and clicks, but not their sequences; return whether there was a
         vector."""
 
+        there = False
+
         def delete(session: Session) -> bool:
+            nonlocal there  # if this ran before, it may be that run which deleted
             of, whose = "factors = ? AND name = ?", (self._factors, check_user(user))
             for table in ("answers", "clicks"):
                 session.execute(f"DELETE FROM tinylora_{table} WHERE {of}", whose)
-            return bool(session.execute(f"DELETE FROM tinylora_vectors WHERE {of} RETURNING 1", whose))
+            there |= bool(session.execute(f"DELETE FROM tinylora_vectors WHERE {of} RETURNING 1", whose))
+            return there
 
         return self._database.write(delete)
 
@@ -324,13 +331,16 @@ class Store:
         """
         stored, source, accepted = self._checked(user, frame, policy)
         whose, (revision, basis, state) = (self._factors, user), clicks
+        clicked = (*whose, basis, revision + 1, state)
 
         def learn(session: Session) -> bool:
+            if session.execute(_LEARNED, clicked):  # if this ran before
+                return True
             steps = [(_RAISE, self._row(source, accepted))]
             for answer in sorted(answers):
                 taken = "DELETE FROM tinylora_answers WHERE factors = ? AND id = ? RETURNING 1"
                 steps.append((taken, (self._factors, answer)))
-            steps.append((_CLICKED, (*whose, basis, revision + 1, state)))
+            steps.append((_CLICKED, clicked))
             if not all(session.execute(*step) for step in steps):
                 raise _ChangedError
             session.execute(_PUT, (*whose, source[1], stored.sequence, _digest(frame), frame))
