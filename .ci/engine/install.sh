@@ -12,7 +12,7 @@
 set -eu
 
 python=$1 kind=$2
-engine="llama-cpp-python>=0.3.36,<0.4" # as pyproject.toml has it
+engine="llama-cpp-python==0.3.36" # as pyproject.toml has it
 here=$(cd "$(dirname "$0")" && pwd)
 
 say() { echo "make: $*" >&2; }

@@ -126,7 +126,7 @@ def _mismatch(found: LlamaLibraries | None, how: str) -> TinyLoraError:
 _ADVICE = (
     "Install the pair that fits, SKBUILD_WHEEL_CMAKE=false pip install --no-cache-dir "
     '"tinylora-edge[llama-wheel]", or build it with a C++ compiler: pip install --force-reinstall '
-    f"--no-cache-dir --no-deps {BINDINGS} ({VARIABLE} unset). ONNX bundles need neither: "
+    f"--no-cache-dir --no-deps {BINDINGS}=={[*FITTING][-1]} ({VARIABLE} unset). ONNX bundles need neither: "
     'pip install "tinylora-edge[onnx]"'
 )
 

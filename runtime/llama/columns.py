@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from tinylora_edge.errors import BaseMismatchError, TinyLoraError
 from tinylora_edge.factors import Factors
 
+from . import BINDINGS, FITTING
+
 _A = b".lora_a"
 _F32 = 0  # GGML_TYPE_F32
 
@@ -99,8 +101,8 @@ def _ggml() -> Any:
         ggml.ggml_free(memory)
     if not fits:
         raise TinyLoraError(
-            f"llama-cpp-python {llama_cpp.__version__} brings a ggml whose tensors are laid out in another "
-            "way than this version of tinylora-edge knows: install 0.3.36"
+            f"{BINDINGS} {llama_cpp.__version__} brings a ggml whose tensors are laid out in another way "
+            f"than this version of tinylora-edge knows: install {[*FITTING][-1]}"
         )
     return ggml
 

@@ -25,6 +25,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from tinylora_edge import __version__
+from tinylora_edge.runtime.llama import BINDINGS, FITTING
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = "", "cli", "exporters", "runtime"  # links, but in the sdist, are not followed
@@ -175,6 +176,20 @@ def test_conda_installs_what_pip_does(wheel: Path) -> None:
             if one.name != "tinylora-edge" and (one.marker is None or one.marker.evaluate({"extra": extra})):
                 wanted.add(f"{one.name} {one.specifier}")
     assert {*map(_spec, recipe["requirements"]["run"])} == {*map(_spec, wanted)}
+
+
+def test_the_engine_is_the_one_that_was_tested(wheel: Path) -> None:
+    """In the extras, where the engine is built, and in conda."""
+    (tested,) = FITTING
+    pinned = f"{BINDINGS}=={tested}"
+    asked = [*map(Requirement, metadata_of(wheel).get_all("Requires-Dist", []))]
+    extras = [str(one.marker) for one in asked if f"{one.name}{one.specifier}" == pinned]
+    assert extras == ['extra == "llama"', 'extra == "llama-wheel"']
+    recipe = yaml.safe_load((ROOT / "conda/recipe.yaml").read_text("utf-8"))
+    assert recipe["requirements"]["run_constraints"][0].replace(" ", "") == pinned
+    engine = ROOT / ".ci" / "engine"
+    assert f'engine="{pinned}"' in (engine / "install.sh").read_text("utf-8")
+    assert f"\n{pinned} \\\n" in (engine / "wheel.txt").read_text("utf-8")
 
 
 def _spec(requirement: str) -> tuple[str, SpecifierSet]:
