@@ -52,7 +52,7 @@ class Engine(Protocol):
     Attributes:
         rows: how many there are.
         n_ctx: tokens of the longest row.
-        chunk: tokens that one `evaluate` should get at most where others wait.
+        chunk: prompts are cut at multiples of so many tokens.
         evaluated: tokens since it was made.
     """
 
@@ -89,6 +89,30 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free it. Again is fine."""
+
+
+def is_exact(engine: Engine, r: NDArray[np.float32]) -> bool:
+    """Return whether rows that generate have the same logits alone and beside others, bit for bit: that
+    depends on the processor's kernels. All rows are empty before and afterwards.
+
+    Args:
+        engine: whose rows are empty.
+        r: R of all rows, as for `Engine.set_r`.
+    """
+    prompt, seen = list(range(1, 5)), set()
+    for many in sorted({1, 2, 3, 5, 8, 17, engine.rows}):
+        if many > engine.rows:
+            break
+        for row in range(many):
+            if engine.cut(row, len(prompt)) == 0:
+                engine.set_r(row, r)
+                engine.evaluate([Part(row, prompt)])
+        logits = engine.evaluate([Part(row, prompt[:1]) for row in range(many)])
+        seen |= {row.tobytes() for row in logits}
+    for row in range(engine.rows):
+        engine.cut(row, 0)
+        engine.set_r(row, None)
+    return len(seen) == 1
 
 
 class Tokenizer(Protocol):
@@ -274,13 +298,15 @@ class Weights:
     # What loops run on
 
     @abstractmethod
-    def engine(self, *, rows: int, n_ctx: int, n_threads: int) -> Engine:
+    def engine(self, *, rows: int, n_ctx: int, n_threads: int, fewest: int = 1) -> Engine:
         """Return rows over this model's weights, which `close` closes too.
 
         Args:
             rows: how many.
             n_ctx: tokens of each.
             n_threads: cores to use. ONNX Runtime keeps those that the model was loaded with.
+            fewest: 1 or 2, the rows of an evaluation in which one row generates; the second is idle. In ONNX
+                Runtime always 2.
 
         Raises:
             TinyLoraError: the engine cannot make it, or the model is closed.

@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -20,21 +19,9 @@ from tinylora_edge.errors import TinyLoraError, VectorError
 from tinylora_edge.vector import AdmittedVector
 
 from .engine import Engine, Part, check_alive
+from .plan import Piece, Ready, plan, plan_together
 from .sampling import logprobs
 from .turns import Queue, Shares, Who
-
-_AHEAD, _AHEAD_ROW = 64, 4
-"""Most tokens of prompts in a step of a loop that several accounts share: `_AHEAD`, or `_AHEAD_ROW` for each
-row, whichever is more. Larger pieces make prompts no faster; with smaller ones many rows would stand empty.
-"""
-
-_PROMPT, _SAVED, _ROWS = 8, 64, 4
-"""The share of an account in a step, where several accounts have rows.
-
-Tokens of prompts: `_PROMPT` a step. Those that it does not use are saved, up to `_SAVED`, since few tokens at
-once take nearly as long as many. Rows that generate: `_ROWS`, or as many as the account with the second most.
-On two cores another account's step takes 2 to 4 times as long as alone.
-"""
 
 _SLICE = 64
 """Tokens of a row's turn, where a step does not evaluate all rows. Turns are not shorter, since engines move
@@ -42,14 +29,6 @@ the rows that they evaluate."""
 
 _WORTH = 16
 """Fewest tokens of a prompt for which a row that holds them is chosen, copied or waited for."""
-
-_ALIGNED = 8
-"""Where answers must be the same to the bit, a row keeps a multiple of so many tokens of a prompt, and
-evaluates at least so many. Kernels compute tokens in blocks, and the tokens of an incomplete block in another
-way."""
-
-_SCORED = 32
-"""Most tokens with logits in one evaluation: a token's logits are 200 kB, and more at once save no time."""
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 """Why an answer ended: by itself or at a stop text, at its longest, or by itself behind calls."""
@@ -199,7 +178,7 @@ class Slot:
 
     Attributes:
         engine, row: where it is.
-        aligned: the row keeps a multiple of so many tokens of a prompt.
+        exact: only whole chunks of a prompt are reused, so that the rest is cut as for the prompt alone.
         tenant: whose sequence it was: nobody else may reuse what the row holds.
         vector: digest of the sequence's R; empty for the base.
         tokens: those that the row holds, or begins with.
@@ -212,7 +191,7 @@ class Slot:
 
     engine: Engine
     row: int
-    aligned: int = _ALIGNED
+    exact: bool = True
     tenant: str = ""
     vector: bytes = b""
     tokens: list[int] = field(default_factory=list)
@@ -233,9 +212,9 @@ class Slot:
         whole = isinstance(work, Generating) and holds == work.prompt and (soon or self.after is not None)
         if whole and work.tokens[:holds] == self.tokens[:holds]:
             return holds
-        most = max(0, min(holds, work.first + 1 - self.aligned))
+        most = max(0, min(holds, work.first))
         alike = next((i for i in range(most) if work.tokens[i] != self.tokens[i]), most)
-        return alike // self.aligned * self.aligned
+        return alike // self.engine.chunk * self.engine.chunk if self.exact else alike
 
 
 class Loop:
@@ -251,7 +230,7 @@ class Loop:
         engine: whose rows it owns; it closes it.
         closed: message of the error that work gets because the loop is closed.
         waiting: how much work may wait, where many share the loop (see `Shares`). None: it has one client.
-        exact: an answer is the same to the bit whatever was evaluated before it.
+        exact: an answer is the same to the bit, whatever is evaluated before or beside it (see `plan`).
 
     Attributes:
         n_ctx: tokens of the longest sequence.
@@ -262,15 +241,13 @@ class Loop:
     ) -> None:
         self.engine, self.n_ctx = engine, engine.n_ctx
         self._message = closed
-        aligned = _ALIGNED if exact else 1
-        self._slots = [Slot(engine, row, aligned) for row in range(engine.rows)]
+        self._exact = exact
+        self._slots = [Slot(engine, row, exact) for row in range(engine.rows)]
         self._changed = threading.Condition()  # guards what follows
         self._waiting: Queue[Work] = Queue(waiting or sys.maxsize)
         self._rows = Shares(len(self._slots) if waiting else sys.maxsize, brief=True)
-        ahead = max(_AHEAD, _AHEAD_ROW * engine.rows)
-        self._chunk = min(engine.chunk, ahead) if waiting else engine.chunk
         self._running: dict[Slot, Work] = {}
-        self._saved: dict[str, int] = {}  # tokens of prompts, by account; the thread's own
+        self._saved: dict[str, int] = {}  # see `Plan`; the thread's own
         self._closed = False
         self._left = False  # nobody waits for the thread: it frees the engine as it ends
         self._begun = 0  # sequences that got a row
@@ -378,76 +355,109 @@ class Loop:
 
     def _work(self) -> None:
         """Run what is in the rows until the loop is closed."""
-        while turn := self._next():
-            try:
-                self._step(turn)
-            except BaseException as error:
-                for slot, work in turn.items():
-                    self._leave(slot, work, error)
+        while self._wait():
+            self.step()
         if self._left:
             self.engine.close()
 
-    def _next(self) -> dict[Slot, Work]:
-        """Wait for work, and return what runs, in turn; nothing once the loop is closed.
-
-        The account for which the fewest tokens were evaluated comes first. Of its rows, those in the middle
-        of their turns come first, then those of the tenant with the fewest tokens.
-        """
-
-        def rank(slot: Slot) -> tuple[int, bool, int, int]:
-            account, tenant = self._rows.tokens(self._running[slot].who)
-            return account, slot.slice == 0, tenant, slot.row
-
+    def _wait(self) -> bool:
+        """Wait until there is work in a row; return False once the loop is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._running or self._closed)
-            if self._closed:
-                return {}
-            return {slot: self._running[slot] for slot in sorted(self._running, key=rank)}
+            return not self._closed
 
-    def _step(self, turn: dict[Slot, Work]) -> None:
-        """Evaluate a chunk of new prompts and a token of every answer."""
-        engine = self.engine
-        self._probe(
-            [
-                slot
-                for slot, work in turn.items()
-                if work.cancelled and work.digest and work.cached is not None
-            ]
-        )
-        for slot, work in list(turn.items()):
-            if work.cancelled:
-                del turn[slot]
-                self._leave(slot, work, None)
-            elif work.cached is None:
-                self._begin(slot, work, turn)
-        parts = list(self._parts(turn))
-        if not parts:
-            return
+    def step(self) -> None:
+        """Evaluate pieces of prompts and a token of answers, as `plan` says.
+
+        An error of the engine ends the work in the rows of that evaluation, and no other.
+        """
         with self._changed:
-            for slot, part in parts:
-                self._rows.count(turn[slot].who, len(part.tokens))
-                slot.slice = (slot.slice + len(part.tokens)) % _SLICE
-        logits, at = engine.evaluate([part for _, part in parts]), 0
-        for slot, part in parts:
-            rows = logits[at : at + part.wanted]
-            at += part.wanted
-            if part.wanted:
-                work = turn[slot]
+            turn = dict(self._running)
+        self._end_cancelled(turn)
+        for slot, work in turn.items():
+            if work.cached is None:
+                self._begin(slot, work)
+        ready = self._ready(turn)
+        if self._exact:
+            together, alone, self._saved = plan(ready, self._saved, chunk=self.engine.chunk)
+        else:
+            together, alone, _ = plan_together(ready)
+        for pieces in [*([each] for each in alone), together]:
+            if pieces:
+                self._evaluate(pieces)
+
+    def _ready(self, turn: dict[Slot, Work]) -> list[Ready]:
+        """Return the rows that have something to evaluate."""
+        with self._changed:
+            return [
+                Ready(
+                    slot.row,
+                    work.who.account,
+                    self._rows.tokens(work.who),
+                    slot.slice > 0,
+                    slot.used,
+                    self.engine.length(slot.row),
+                    len(work.tokens),
+                    work.first,
+                )
+                for slot, work in turn.items()
+                if work.cached is not None and self._running.get(slot) is work
+            ]
+
+    def _evaluate(self, pieces: Sequence[Piece]) -> None:
+        """Evaluate pieces at once, and give each row its logits."""
+        works = [(self._slots[each.row], self._running[self._slots[each.row]]) for each in pieces]
+        parts = []
+        for each, (slot, work) in zip(pieces, works, strict=True):
+            held = self.engine.length(each.row)
+            parts.append(Part(each.row, work.tokens[held : held + each.size], each.wanted))
+            with self._changed:
+                self._rows.count(work.who, each.size)
+            slot.slice = (slot.slice + each.size) % _SLICE
+        try:
+            logits = self.engine.evaluate(parts)
+        except BaseException as error:
+            for slot, work in works:
+                slot.tenant = ""
+                self._leave(slot, work, error)
+            return
+        at = 0
+        for each, (slot, work) in zip(pieces, works, strict=True):
+            rows = logits[at : at + each.wanted]
+            at += each.wanted
+            if each.wanted:
                 if len(work.tokens) == work.prompt and isinstance(work, Generating):
                     slot.after = rows[0].copy()
-                self._take(slot, work, rows, turn)
+                self._take(slot, work, rows)
 
-    def _probe(self, slots: list[Slot]) -> None:
-        """Purge rows whose logits are not finite, among rows that were cancelled before logits were seen."""
-        unseen = [slot for slot in slots if slot.after is None and self.engine.length(slot.row)]
+    def _end_cancelled(self, turn: dict[Slot, Work]) -> None:
+        """Free the rows of work that was cancelled, and take it out of `turn`.
+
+        Rows that were cancelled before logits were seen are emptied; those whose logits are not finite are
+        purged.
+        """
+        cancelled = [slot for slot, work in turn.items() if work.cancelled]
+        unseen = [
+            slot
+            for slot in cancelled
+            if turn[slot].digest and turn[slot].cached is not None and slot.after is None
+            if self.engine.length(slot.row)
+        ]
+        finite: Iterable[bool] = ()
         if unseen:
-            logits = self.engine.evaluate([Part(slot.row, [0], 1) for slot in unseen])
-            for slot, finite in zip(unseen, np.isfinite(logits.max(axis=1)), strict=True):
-                slot.tenant = ""
-                if not finite:
-                    self.engine.purge(slot.row)
+            try:
+                logits = self.engine.evaluate([Part(slot.row, [0], 1) for slot in unseen])
+                finite = np.isfinite(logits.max(axis=1))
+            except TinyLoraError:  # the rows are empty then
+                finite = [True] * len(unseen)
+        for slot, is_finite in zip(unseen, finite, strict=True):
+            slot.tenant = ""
+            if not is_finite:
+                self.engine.purge(slot.row)
+        for slot in cancelled:
+            self._leave(slot, turn.pop(slot), None)
 
-    def _take(self, slot: Slot, work: Work, rows: NDArray[np.float32], turn: dict[Slot, Work]) -> None:
+    def _take(self, slot: Slot, work: Work, rows: NDArray[np.float32]) -> None:
         error: BaseException | None = None
         try:
             work.take(rows)
@@ -457,10 +467,9 @@ class Loop:
                 self.engine.purge(slot.row)
                 slot.tenant, slot.after = "", None
         if error is not None or work.over:
-            del turn[slot]
             self._leave(slot, work, error)
 
-    def _begin(self, slot: Slot, work: Work, turn: dict[Slot, Work]) -> None:
+    def _begin(self, slot: Slot, work: Work) -> None:
         """Make a row ready: it keeps the beginning of the prompt that it holds, or copies more from another.
 
         Where another row is still evaluating more of it, this one begins later.
@@ -473,48 +482,20 @@ class Loop:
             begun = (other := self._running.get(each)) is not None and other.cached is not None
             if begun and each.shared(work, soon=True) >= max(has, there) + _WORTH:
                 return
-        if there >= has + _WORTH or (there == work.prompt and there > has):
-            engine.cut(slot.row, 0)
-            engine.copy(source.row, slot.row, has := there)
-            slot.after = source.after
-        work.cached = engine.cut(slot.row, has)
-        engine.set_r(slot.row, None if work.vector is None else work.vector.r)
+        try:
+            if there >= has + _WORTH or (there == work.prompt and there > has):
+                engine.cut(slot.row, 0)
+                engine.copy(source.row, slot.row, has := there)
+                slot.after = source.after
+            work.cached = engine.cut(slot.row, has)
+            engine.set_r(slot.row, None if work.vector is None else work.vector.r)
+        except BaseException as error:
+            slot.tenant = ""
+            self._leave(slot, work, error)
+            return
         slot.tenant, slot.vector = work.who.tenant, work.digest
         slot.tokens, slot.prompt = work.tokens, work.prompt
         if work.cached == work.prompt and slot.after is not None:
-            self._take(slot, work, slot.after[None], turn)
+            self._take(slot, work, slot.after[None])
         else:
             slot.after = None
-
-    def _parts(self, turn: dict[Slot, Work]) -> Iterator[tuple[Slot, Part]]:
-        """Yield what is evaluated next: chunks of prompts and the last token of each answer.
-
-        Of several accounts each has its share, see `_PROMPT`.
-        """
-        others = Counter(work.who.account for work in turn.values()).most_common(2)[1:]
-        most_rows, rows = max(_ROWS, *(many for _, many in others), 0), Counter[str]()
-        saved = {account: tokens + _PROMPT for account, tokens in self._saved.items()}
-        saved = self._saved = {account: tokens for account, tokens in saved.items() if tokens < _SAVED}
-        left, outputs = self._chunk, max(_SCORED, len(turn))
-        for slot, work in turn.items():
-            if work.cached is None:
-                continue
-            account, begin = work.who.account, self.engine.length(slot.row)
-            # Behind the prompt an answer has one new token at a time.
-            count = missing = max(1, min(work.prompt, work.first + outputs) - begin)
-            if missing == 1:
-                rows[account] += 1
-                if others and rows[account] > most_rows:
-                    continue
-            else:
-                if missing > left:
-                    count = min(left, missing - _ALIGNED) // _ALIGNED * _ALIGNED
-                if count <= 0 or (others and count > saved.get(account, _SAVED)):
-                    continue
-                left -= count
-                saved[account] = saved.get(account, _SAVED) - count
-            wanted = max(0, begin + count - work.first)
-            if wanted and not outputs:
-                continue
-            outputs -= wanted
-            yield slot, Part(slot.row, work.tokens[begin : begin + count], wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from asyncio import wrap_future
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,6 +13,8 @@ from functools import partial
 from os import PathLike
 from typing import Any, Self
 from weakref import ref
+
+import numpy as np
 
 from tinylora_edge.errors import OptionError, RequestError, TinyLoraError, VectorError
 from tinylora_edge.formats.bundle import Bundle, BundleOrPath
@@ -32,12 +35,16 @@ from .answers import (
     too_long,
 )
 from .compiling import Left
+from .engine import Engine, is_exact
 from .load import load
 from .loop import Busy, Generating, Loop
 from .model import PersonalizedModel, VectorSource, admitted
 from .schema import ToolCall
 from .turns import Threads, Who
 
+_LOG = logging.getLogger("tinylora_edge.runtime")
+
+_PROBED, _PROBED_ROWS = 256, 64  # tokens of the rows on which kernels are tried, and most of these rows
 _OWN_CONTEXT = 256  # tokens of the model's own context, which a pool does not use
 _CLOSED = "the pool is closed: it was, or its model was. Make another one"
 
@@ -67,8 +74,8 @@ class Pool:
         async for piece in pool.stream(messages, user="bob", vector=other_frame):
             print(piece.text, end="")
 
-    All rows generate in one batch. In ONNX Runtime an answer is, to the bit, the one that the same request
-    gets alone. In llama.cpp it is with one slot; beside others the order of a sum may differ.
+    All rows generate in one batch. An answer is the one that the same request gets alone, to the bit, where
+    `exact` says so.
 
     Args:
         base: as for `load`, or a model that `load` returned, which stays the caller's: it keeps its context
@@ -87,6 +94,8 @@ class Pool:
         bases: those that vectors may be of.
         policy: what is demanded of vector bytes.
         n_ctx: tokens of the longest sequence.
+        exact: whether an answer is the same to the bit, whoever else is there. Some processors' kernels
+            (AMX) compute a row in another way beside others; the pool tries it when it is made.
 
     Raises:
         TinyLoraError: the engine cannot make the contexts.
@@ -127,7 +136,7 @@ class Pool:
             llm = base
         self.model, self.bases, self.policy = llm, llm.bases, llm.policy
         try:
-            engine = llm.engine(rows=slots, n_ctx=n_ctx, n_threads=n_threads or cores())
+            engine, self.exact = _exact_engine(llm, rows=slots, n_ctx=n_ctx, n_threads=n_threads or cores())
         except BaseException:
             if self._owned is not None:
                 self._owned.close()
@@ -286,6 +295,31 @@ class Pool:
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
+
+
+def _exact_engine(llm: PersonalizedModel, *, rows: int, n_ctx: int, n_threads: int) -> tuple[Engine, bool]:
+    """Return rows over a model's weights, and whether an answer has the same bits whoever is in the others.
+
+    Kernels differ in whether they compute a single row as they do beside others. Where they do not, there is
+    an idle row, for one slot too, so that the number of slots changes no answer either.
+    """
+    r = np.full((len(llm.bases.factors.modules), 1, 1), 0.01, np.float32)
+    probed = min(max(rows, 2), _PROBED_ROWS)
+    for fewest in (1, 2):
+        engine = llm.engine(rows=probed, n_ctx=_PROBED, n_threads=n_threads, fewest=fewest)
+        try:
+            exact = is_exact(engine, r)
+        finally:
+            engine.close()
+        if exact:
+            break
+    else:
+        _LOG.warning(
+            "this processor computes a row in another way beside others: an answer may depend on who else is "
+            "there, except with one slot"
+        )
+        fewest = 1
+    return llm.engine(rows=rows, n_ctx=n_ctx, n_threads=n_threads, fewest=fewest), exact or rows == 1
 
 
 class AnswerStream(AsyncIterator[Piece]):

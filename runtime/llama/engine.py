@@ -16,8 +16,8 @@ from ..engine import CLOSED, Part
 from .adapters import Adapter, Adapters, signals_wait
 from .columns import Columns
 
-_CHUNK = 512
-"""Tokens that are evaluated at once, as many as `llama_cpp.Llama` takes."""
+_AT_ONCE = 512
+"""Most tokens that are evaluated at once, as many as `llama_cpp.Llama` takes."""
 
 
 class LlamaEngine:
@@ -25,18 +25,19 @@ class LlamaEngine:
 
     Rows that generate are evaluated together, and a prompt's tokens by themselves. llama.cpp keeps the order
     of a batch whose sequences have successive numbers and equally many tokens, so all batches are like that.
+    With `fewest` 2 a row that generates alone is evaluated beside an idle one.
 
     Args:
         model: the `llama_model`, which must outlive the engine.
         like: parameters of the model's own context. The engine's differ in size and threads alone.
         adapters: of the model.
         own: adapters of the caller's own, with their scales, which are in force beside every R.
-        rows, n_ctx, n_threads: see `PersonalizedModel.engine`.
+        rows, n_ctx, n_threads, fewest: see `PersonalizedModel.engine`.
 
     TinyLoraError: llama.cpp cannot make the context, or evaluates this model in another way.
     """
 
-    chunk = _CHUNK
+    chunk = 64
     _release = llama_cpp.llama_free, llama_cpp.llama_batch_free  # bound early, as `adapters._free`
 
     def __init__(
@@ -49,15 +50,18 @@ class LlamaEngine:
         rows: int,
         n_ctx: int,
         n_threads: int,
+        fewest: int = 1,
     ) -> None:
         self.rows, self.evaluated = rows, 0
+        self._first = fewest - 1  # the sequence of the first row; one before it is empty between steps
         self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model)))
         self._adapters = adapters
         columns = self._columns = Columns(adapters.factors, adapters.modules)
         params = type(like).from_buffer_copy(like)
-        params.n_ctx = n_ctx * rows
-        params.n_batch = params.n_ubatch = self._size = max(_CHUNK, rows)
-        params.n_seq_max = rows
+        sequences = rows + self._first
+        params.n_ctx = n_ctx * sequences
+        params.n_batch = params.n_ubatch = self._size = max(_AT_ONCE, sequences)
+        params.n_seq_max = sequences
         params.kv_unified = False  # so that attention goes over the cells of one row, not of all rows
         params.n_threads = params.n_threads_batch = n_threads
         params.embeddings = False
@@ -68,7 +72,8 @@ class LlamaEngine:
                 self._context: Any = llama_cpp.llama_init_from_model(model, params)
         if not self._context:
             raise TinyLoraError(
-                f"llama.cpp cannot make a context of {params.n_ctx} tokens for {rows} sequences: take fewer"
+                f"llama.cpp cannot make a context of {params.n_ctx} tokens for {sequences} sequences: "
+                "take fewer"
             )
         self._buffer = llama_cpp.llama_batch_init(self._size, 0, 1)
         names = ("token", "pos", "n_seq_id", "logits")
@@ -77,7 +82,7 @@ class LlamaEngine:
         self._memory = llama_cpp.llama_get_memory(self._context)
         self.n_ctx = min(int(llama_cpp.llama_n_ctx_seq(self._context)), n_ctx)
         self._lengths = [0] * rows
-        self._place = list(range(rows))  # the sequence of each row
+        self._place = list(range(self._first, sequences))  # the sequence of each row
         self._r: list[NDArray[np.float32] | None] = [None] * rows
         try:
             adapters.set(self._context, [(whole, 1.0)])
@@ -122,7 +127,7 @@ class LlamaEngine:
     def _runs(self, parts: Sequence[Part]) -> list[list[Part]]:
         """Return the ends of parts in runs that are evaluated together: of one length, with successive
         sequences. Tokens ahead of these ends are evaluated here."""
-        if len(parts) > 1:
+        if len(parts) > 1 or (self._first and len(parts[0].tokens) == 1):
             self._gather([part.row for part in parts])
         beside = any(len(part.tokens) == 1 for part in parts)
         alike: dict[tuple[int, int], list[Part]] = {}
@@ -152,8 +157,11 @@ class LlamaEngine:
     def _decode(self, run: Sequence[Part]) -> NDArray[np.float32]:
         """Evaluate a run, and return the logits that are wanted, until the next call."""
         token, pos, _, logits = self._fields
-        at, (_, tokens, wanted) = 0, run[0]
+        _, tokens, wanted = run[0]
         count = len(tokens)
+        at = idle = self._first if count == len(run) == wanted == 1 else 0
+        if idle:
+            token[0], pos[0], logits[0], self._buffer.seq_id[0][0] = 0, 0, True, 0
         for row, tokens, _ in run:
             begin, end = self._lengths[row], at + count
             token[at:end], pos[at:end] = tokens, range(begin, begin + count)
@@ -162,20 +170,22 @@ class LlamaEngine:
                 self._buffer.seq_id[i][0] = self._place[row]
             at = end
         self._buffer.n_tokens = at
-        columns = self._columns.of([self._r[part.row] for part in run], {count, wanted})
+        columns = self._columns.of([None] * idle + [self._r[part.row] for part in run], {count, wanted})
         with columns, self._adapters.computing(self._context):
             code = llama_cpp.llama_decode(self._context, self._buffer)
+        if idle:
+            llama_cpp.llama_memory_seq_rm(self._memory, 0, -1, -1)
         if code:
             reason = "its KV cache is full" if code == 1 else f"code {code}"
             raise TinyLoraError(f"llama.cpp could not evaluate {at} tokens: {reason}")
-        self.evaluated += at
+        self.evaluated += at - idle
         for part in run:
             self._lengths[part.row] += count
-        if not (outputs := wanted * len(run)):
+        if not (outputs := idle + wanted * len(run)):
             return np.empty((0, self.n_vocab), np.float32)
         pointer = llama_cpp.llama_get_logits(self._context)
         found: NDArray[np.float32] = np.ctypeslib.as_array(pointer, (outputs, self.n_vocab))
-        return found
+        return found[idle:]
 
     def length(self, row: int) -> int:
         """See `Engine`."""
@@ -244,10 +254,10 @@ class LlamaEngine:
 
     def _gather(self, rows: Sequence[int]) -> None:
         """Give rows the first sequences, so that their numbers are successive."""
-        row_of = {place: row for row, place in enumerate(self._place)}
-        holes = [place for place in range(len(rows)) if row_of[place] not in rows]
+        row_of, end = {place: row for row, place in enumerate(self._place)}, self._first + len(rows)
+        holes = [place for place in range(self._first, end) if row_of[place] not in rows]
         for row in rows:
-            if (place := self._place[row]) >= len(rows):
+            if (place := self._place[row]) >= end:
                 other = row_of[hole := holes.pop()]
                 kept = [(each, self._lengths[each], self._saved(each)) for each in (row, other)]
                 self._empty(row)

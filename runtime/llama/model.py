@@ -163,7 +163,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         """Tokens of the longest sequence that the model was trained for."""
         return int(self._model.n_ctx_train())
 
-    def engine(self, *, rows: int, n_ctx: int, n_threads: int) -> LlamaEngine:
+    def engine(self, *, rows: int, n_ctx: int, n_threads: int, fewest: int = 1) -> LlamaEngine:
         """See `PersonalizedModel.engine`."""
         with self.in_use():
             made = LlamaEngine(
@@ -174,6 +174,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
                 rows=rows,
                 n_ctx=n_ctx,
                 n_threads=n_threads,
+                fewest=fewest,
             )
             self._engines.add(made)
         return made

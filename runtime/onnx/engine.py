@@ -17,8 +17,8 @@ from tinylora_edge.formats.onnx_graph import INPUT_NAME, input_row
 
 from ..engine import CLOSED, Part
 
-CHUNK = 128
-"""Most tokens of prompts that are evaluated between two tokens of the answers beside them."""
+_LONGEST = 128
+"""Most tokens of a prompt in a run of ONNX Runtime."""
 
 _FEWEST = 2
 """Fewest rows, or tokens of a prompt, in a run of ONNX Runtime, which computes a product with one row by
@@ -30,7 +30,7 @@ _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
 _PAST, _PRESENT = "past_key_values.", "present."
 _WIDTH = 256  # cells by which the mask grows
 _FLOATS = 1 << 23  # most logits of one piece of a prompt
-_IDLE = 2  # calls without a row after which it may be moved: it waits for its next turn, or is free
+_IDLE = 2  # steps without a row after which it may be moved: it waits for its next turn, or is free
 _BLOCK = 64  # a row's length in cells is a multiple of this, so that rows begin at a page of memory
 
 
@@ -54,7 +54,7 @@ class OnnxEngine:
         TinyLoraError: there is no memory for so many.
     """
 
-    chunk = CHUNK
+    chunk = 64
 
     def __init__(
         self, session: Any, *, factors: Factors, rows: int, n_ctx: int, head_size: int | None, path: object
@@ -70,7 +70,7 @@ class OnnxEngine:
             raise TinyLoraError(
                 f"there is no memory for {rows:,} sequences of {n_ctx:,} tokens ({error}): take fewer"
             ) from None
-        self._tail = min(CHUNK, max(_FEWEST + 1, _FLOATS // self.n_vocab))
+        self._tail = min(_LONGEST, max(_FEWEST + 1, _FLOATS // self.n_vocab))
         self._shape = factors.shape
         self._r = np.zeros((rows, factors.r_size), np.float32)
         self._ids = np.zeros((rows, 1), np.int64)
@@ -81,7 +81,7 @@ class OnnxEngine:
         self._step_binding: tuple[tuple[int, int], Any, NDArray[np.int64]] | None = None
         self._lengths = [0] * rows  # by the number of the row, as the next two
         self._place = list(range(rows))  # the place of each row in the cells
-        self._used, self._calls = [-_IDLE] * rows, 0  # the call that used each row last, and calls so far
+        self._used, self._calls = [-_IDLE] * rows, 0  # the step that used each row last, and steps so far
 
     def set_r(self, row: int, r: NDArray[np.float32] | None) -> None:
         """See `Engine`."""
@@ -90,10 +90,10 @@ class OnnxEngine:
     def evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         """See `Engine`."""
         self._open()
-        self._calls += 1
+        one = [part for part in parts if len(part.tokens) == 1]
+        self._calls += bool(one)
         for part in parts:
             self._used[part.row] = self._calls
-        one = [part for part in parts if len(part.tokens) == 1]
         found: dict[int, NDArray[np.float32]] = {}
         try:
             for part in parts:
@@ -310,7 +310,7 @@ def _pieces(count: int, wanted: int, tail: int) -> Iterator[tuple[int, int]]:
     """
     found, end = [], count
     while end:
-        begin = max(0, end - (tail if end > count - wanted else CHUNK))
+        begin = max(0, end - (tail if end > count - wanted else _LONGEST))
         if begin == 1:  # else one token would be left
             begin = 2
         if (end - begin) % 32 == 1:

@@ -105,7 +105,7 @@ class TinyLoraOnnx(PersonalizedModel):
         """Tokens of the longest sequence that the model was made for."""
         return self.chat_tokenizer.context
 
-    def engine(self, *, rows: int, n_ctx: int, n_threads: int) -> OnnxEngine:
+    def engine(self, *, rows: int, n_ctx: int, n_threads: int, fewest: int = 2) -> OnnxEngine:
         """See `PersonalizedModel.engine`; at least two rows, of at most the model's own context."""
         with self.in_use():
             return self._engine(max(rows, 2), min(n_ctx, self.longest))

@@ -64,51 +64,15 @@ async def idle(pool: Pool) -> None:
         await asyncio.sleep(0.002)
 
 
-def test_an_account_has_a_share_of_the_tokens_and_not_of_the_rows(opened, monkeypatch):
-    """Long prompts and many answers of one account: another has few of them beside it, and all get on."""
-    with opened(n_ctx=400, slots=12) as pool:
-        loop, found, steps = pool._loop, list[tuple[bool, Counter[str], Counter[str]]](), 0
-        accounts = dict[int, str]()  # by row: of the turn, since others get rows while it is evaluated
-        engine, real, parts_of = loop.engine, loop.engine.evaluate, loop._parts
+def test_users_with_long_prompts_in_many_slots_are_answered(opened: Callable[..., Pool]) -> None:
+    """With 32 slots two users waited for ever: a step took larger pieces than an account could save."""
+    with opened(slots=32) as pool:
 
-        def count(turn: Any) -> Any:
-            nonlocal steps, accounts
-            accounts = {slot.row: work.who.account for slot, work in turn.items()}
-            steps += len({*accounts.values()}) > 1
-            return parts_of(turn)
+        async def both() -> list[Answer]:
+            calls = [pool.complete("x" * 65, user=user, max_tokens=2) for user in ("ann", "bob")]
+            return await asyncio.wait_for(asyncio.gather(*calls), PATIENCE)
 
-        def evaluate(parts: Any) -> Any:
-            prompts, rows = Counter[str](), Counter[str]()
-            for part in parts:
-                prompts[accounts[part.row]] += len(part.tokens) if len(part.tokens) > 1 else 0
-                rows[accounts[part.row]] += len(part.tokens) == 1
-            found.append((len({*accounts.values()}) > 1, prompts, rows))
-            return real(parts)
-
-        async def ask(prompt: str, user: str, account: str) -> str:
-            sampling: Any = {"max_tokens": 40, "temperature": 0.0}
-            return (await pool.complete(prompt, user=user, account=account, **sampling)).text
-
-        async def both() -> None:
-            expected = [await ask(prompt, "ann", "ann") for prompt in PROMPTS]
-            monkeypatch.setattr(engine, "evaluate", evaluate)
-            monkeypatch.setattr(loop, "_parts", count)
-            others = [asyncio.create_task(ask(PROMPTS[n % 5], f"u{n}", "app")) for n in range(30)]
-            while not found:
-                await asyncio.sleep(0.001)
-            own = [await ask(prompt, "bob", "bob") for prompt in PROMPTS[::2]]
-            all_others = await asyncio.gather(*others)
-            if not hasattr(pool.model, "eval"):  # ONNX Runtime: to the bit, however a prompt was cut
-                assert (own, all_others) == (expected[::2], expected * 6)
-
-        asyncio.run(both())
-        began = len(found)
-        asyncio.run(ask("a prompt of its own, " * 12, "ann", "ann"))
-    shared = [(prompts, rows) for both, prompts, rows in found if both]
-    assert sum(prompts["app"] for prompts, _ in shared) <= 64 + 8 * steps
-    assert max(max(rows.values()) for _, rows in shared) <= 4
-    assert any(rows["bob"] and rows["app"] for _, rows in shared), "both get on in one step"
-    assert max(prompts["ann"] for _, prompts, _ in found[began:]) == 64, "who is alone has more"
+        assert all(each.finish.prompt_tokens >= 65 for each in asyncio.run(both()))
 
 
 def test_every_user_gets_the_answer_that_they_would_get_alone(pool: Pool) -> None:
@@ -138,8 +102,7 @@ def test_every_user_gets_the_answer_that_they_would_get_alone(pool: Pool) -> Non
 
 @pytest.mark.slow
 def test_an_answer_has_the_same_bits_whoever_is_answered_beside_it(opened: Callable[..., Pool]) -> None:
-    """Beside it in ONNX Runtime; in llama.cpp, which adds up several rows in another order, after it: it has
-    one slot."""
+    """And with any number of slots."""
 
     async def answers(pool: Pool, beside: int, prompt: str, temperature: float) -> list[float]:
         mine, *others = vectors(pool, 7)
@@ -153,19 +116,19 @@ def test_an_answer_has_the_same_bits_whoever_is_answered_beside_it(opened: Calla
         own = pool.complete(prompt, user=f"me {beside}", logprobs=0, top_p=0.9, **options)
         return bits((await asyncio.gather(own, *tasks))[0])
 
-    with opened() as pool:
-        rows = {"slots": 1} if isinstance(pool.model, TinyLoraLlama) else {}
-    with opened(**rows) as pool:
+    with opened(slots=1) as one, opened(slots=7) as pool:
+        if not pool.exact:
+            pytest.skip("this processor's kernels compute a row in another way beside others")
         for prompt in PROMPTS:
             for temperature in (0.0, 1.0):
-                first = asyncio.run(answers(pool, 0, prompt, temperature))
-                found = [asyncio.run(answers(pool, beside, prompt, temperature)) for beside in (1, 3, 6)]
-                assert found == [first] * 3
+                first = asyncio.run(answers(one, 0, prompt, temperature))
+                found = [asyncio.run(answers(pool, beside, prompt, temperature)) for beside in (0, 1, 3, 6)]
+                assert found == [first] * 4
 
 
 def test_a_users_next_request_finds_what_the_last_one_evaluated(pool: Pool) -> None:
     mine, other = vectors(pool, 2)
-    first = "a prompt of some length that comes again with more behind it"
+    first = "a prompt of some length that comes again with more behind it, and then once more as it was"
     options: Any = {"max_tokens": LIMIT, "temperature": 0, "logprobs": 0}
 
     async def answers() -> list[Answer]:
@@ -178,13 +141,16 @@ def test_a_users_next_request_finds_what_the_last_one_evaluated(pool: Pool) -> N
     begun, *answers = asyncio.run(answers())
     cached = [answer.finish.cached_tokens for answer in answers]
     assert begun.finish.cached_tokens == cached[1] == cached[2] == 0, "nobody finds what was others'"
-    assert cached[0] == len(first) // 8 * 8, "keys of what was generated have other bits than a prompt's"
+    assert cached[0] == 64, "whole pieces; keys of what was generated have other bits than a prompt's"
     assert cached[3] == answers[3].finish.prompt_tokens, "the same prompt again is not evaluated at all"
     assert bits(answers[0]) == bits(answers[1]) == bits(answers[3]) != bits(answers[2])
 
 
 def test_what_requests_of_a_tenant_begin_with_is_evaluated_once(pool: Pool) -> None:
-    vector, begin = vectors(pool, 1)[0], "what all of them begin with, and it has forty-eight"
+    vector, begin = (
+        vectors(pool, 1)[0],
+        "what all of them begin with, and it has more than sixty-four letters",
+    )
     how: Any = {"vector": vector, "max_tokens": LIMIT, "temperature": 0, "logprobs": 0}
 
     async def answers(*users: str) -> list[Answer]:
@@ -193,9 +159,8 @@ def test_what_requests_of_a_tenant_begin_with_is_evaluated_once(pool: Pool) -> N
 
     together, alone = asyncio.run(answers(*["me"] * 4)), asyncio.run(answers("a", "b", "c", "d"))
     cached = sorted(each.finish.cached_tokens for each in together)
-    assert cached == [0, *[(len(begin) + 3 - 8) // 8 * 8] * 3]
-    for one, other in zip(together, alone, strict=True):
-        np.testing.assert_allclose(bits(one), bits(other), rtol=1e-4)
+    assert cached == [0, 64, 64, 64]
+    assert [bits(each) for each in together] == [bits(each) for each in alone]
 
 
 def test_a_pool_that_is_dropped_leaves_no_thread(opened: Callable[..., Pool]) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
-import numpy as np
 import onnx_bundles
 import pytest
 from turns import bits
@@ -24,9 +23,9 @@ GREEDY: dict[str, Any] = {"temperature": 0, "logprobs": 0}
 
 @pytest.fixture(scope="module", params=["llama", "onnx"])
 def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
-    usual: dict[str, Any] = {"n_ctx": 256, "n_threads": 1, "policy": Policy(max_norm=math.inf)}
+    usual: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "policy": Policy(max_norm=math.inf)}
     if request.param == "llama":
-        with Pool(request.getfixturevalue("smollm2_bundle"), slots=1, **usual) as made:
+        with Pool(request.getfixturevalue("smollm2_bundle"), slots=3, **usual) as made:
             yield made
     else:
         with Pool(onnx_bundles.tiny(architecture="qwen2", precision="int4"), slots=3, **usual) as made:
@@ -39,7 +38,7 @@ def test_a_prompt_that_comes_again_and_a_chat_that_goes_on(pool: Pool) -> None:
     def ask(prompt: str, user: str) -> Answer:
         return asyncio.run(pool.complete(prompt, user=user, vector=vector, max_tokens=8, **GREEDY))
 
-    for number, prompt in enumerate((TEXT, TEXT[:70] + "who", TEXT[:30] * 5)):
+    for number, prompt in enumerate((TEXT * 5, TEXT * 4 + "who", TEXT[:30] * 12)):
         cold = ask(prompt, "me")
         assert bits(ask(prompt, "me")) == bits(cold)
         longer = f"{prompt}{cold.text} And"
@@ -49,23 +48,20 @@ def test_a_prompt_that_comes_again_and_a_chat_that_goes_on(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_an_answer_beside_vectors_that_explode_at_every_token(
-    request: pytest.FixtureRequest, tiny_bundle: Path, slots: int
-) -> None:
-    """One after the other they are the same to the bit; beside each other, in float32, within rounding."""
+def test_an_answer_beside_vectors_that_explode_at_every_token(tiny_bundle: Path, slots: int) -> None:
     usual = dict.fromkeys(("type_k", "type_v"), llama_cpp.GGML_TYPE_F32)
-    how: dict[str, Any] = {"n_ctx": 256, "n_threads": 1, "policy": Policy(max_norm=math.inf), "slots": slots}
+    how: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "policy": Policy(max_norm=math.inf), "slots": slots}
     with Pool(tiny_bundle, **usual, **how) as pool:
-        explode(pool, rtol=1e-3 if slots > 1 else 0)
+        explode(pool)
 
 
 def test_an_answer_of_onnx_runtime_beside_vectors_that_explode() -> None:
-    how: dict[str, Any] = {"n_ctx": 256, "n_threads": 1, "policy": Policy(max_norm=math.inf), "slots": 3}
+    how: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "policy": Policy(max_norm=math.inf), "slots": 3}
     with Pool(onnx_bundles.tiny(architecture="qwen2", precision="int4"), **how) as pool:
-        explode(pool, rtol=0)
+        explode(pool)
 
 
-def explode(pool: Pool, rtol: float) -> None:
+def explode(pool: Pool) -> None:
     basis = pool.bases.basis(rank=2)
     vector = MicroVector.random(basis, 1.0, seed=2)
 
@@ -85,5 +81,4 @@ def explode(pool: Pool, rtol: float) -> None:
 
     expected = asyncio.run(good())
     found = [asyncio.run(beside()), *(asyncio.run(good(user)) for user in "abc")]  # in the rows afterwards
-    for each in found:
-        np.testing.assert_allclose(each, expected, rtol=rtol, atol=rtol)
+    assert found == [expected] * 4

@@ -251,10 +251,10 @@ async def describe_model(request: Request, service: Service) -> Response:
 
 
 async def read_health(request: Request, service: Service) -> Response:
-    """Answer `GET /health`: status 200, or 503 once the server is about to go down."""
+    """Answer `GET /health`: status 200, or 503 once the server is about to go down; `exact` as in `Pool`."""
     busy, leaves = service.pool.busy(), service.leaving or service.draining
     state = "draining" if leaves else "ok"
-    body = {"status": state, "running": busy.running, "waiting": busy.waiting}
+    body = {"status": state, "running": busy.running, "waiting": busy.waiting, "exact": service.pool.exact}
     return JSONResponse(body, 503 if leaves else 200, completions.HEADERS[503] if leaves else None)
 
 
