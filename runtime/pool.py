@@ -303,7 +303,8 @@ def _exact_engine(llm: PersonalizedModel, *, rows: int, n_ctx: int, n_threads: i
     Kernels differ in whether they compute a single row as they do beside others. Where they do not, there is
     an idle row, for one slot too, so that the number of slots changes no answer either.
     """
-    r = np.full((len(llm.bases.factors.modules), 1, 1), 0.01, np.float32)
+    modules, shape = len(llm.bases.factors.modules), llm.bases.factors.shape
+    r = 0.1 * np.random.default_rng(0).standard_normal((modules, *shape), np.float32)
     probed = min(max(rows, 2), _PROBED_ROWS)
     for fewest in (1, 2):
         engine = llm.engine(rows=probed, n_ctx=_PROBED, n_threads=n_threads, fewest=fewest)

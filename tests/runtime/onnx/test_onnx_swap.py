@@ -22,7 +22,7 @@ def bundle(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def llm(bundle: Path) -> TinyLoraOnnx:
-    return runtime.load(bundle, engine="onnx", n_ctx=64, n_threads=1)
+    return runtime.load(bundle, engine="onnx", n_ctx=128, n_threads=1)
 
 
 @pytest.fixture
@@ -55,9 +55,9 @@ def test_any_sequence_of_exchanges_equals_a_fresh_model(llm, bundle, vectors):
 
 def test_the_beginning_of_a_prompt_is_used_again_with_the_same_vector_alone(llm, bundle, vectors):
     engine = llm._loop.engine
-    longer = [*PROMPT * 4, 120, 121]
+    longer = [*PROMPT * 10, 120, 121]
     llm.swap(vectors[0])
-    for prompt, fresh in ((PROMPT, 7), (PROMPT, 0), (longer, 30), ([*longer, 122], 15), ([65, 66], 2)):
+    for prompt, fresh in ((PROMPT, 7), (PROMPT, 0), (longer, 72), ([*longer, 122], 9), ([65, 66], 2)):
         before = engine.evaluated
         found = answer(llm, prompt)
         assert found == until_end(expected(bundle, vectors[0], prompt))
