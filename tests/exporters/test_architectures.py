@@ -5,6 +5,7 @@ from __future__ import annotations
 import architectures
 import llama_cpp
 import models
+import noise
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,6 @@ from tinylora_edge.exporters.weights.gguf import TESTED
 from tinylora_edge.runtime.engine import Part
 
 PROMPT = list(b"one two three four five")
-GELU = ("gemma2", "gemma3", "falcon")  # which ggml looks up in a table of float16
 SIZES = {"5 numbers": ({"numbers": 5}, 1.0), "rank 8": ({"rank": 8}, 4.0)}
 
 
@@ -51,7 +51,18 @@ def exported(base, tmp_path_factory):
     return export_gguf(base, tmp_path_factory.mktemp("exported") / "bundle")
 
 
-def test_rows_of_different_vectors_are_evaluated_together(architecture, exported, load):
+@pytest.fixture
+def bound(architecture, model, exported, load):
+    """Of logits: from two orders in llama.cpp, and from what the table of a GELU rounds."""
+    vectors = [
+        None,
+        *(MicroVector.random(exported.bases.basis(**s), norm, seed=1) for s, norm in SIZES.values()),
+    ]
+    table = (models.torch_logits(each, PROMPT) for each in (model, models.tiny_model(architecture)))
+    return max(noise.of(load(exported.output), PROMPT, vectors), noise.bound(*table))
+
+
+def test_rows_of_different_vectors_are_evaluated_together(exported, bound, load):
     """Prompts of several lengths, two of one, and then tokens of each row are what each vector does alone."""
     bases = [exported.bases.basis(rank=rank) for rank in (1, 2, exported.bases.factors.shape, 2)]
     vectors = [None, *(MicroVector.random(basis, 3.0, seed=1) for basis in bases)]
@@ -70,34 +81,30 @@ def test_rows_of_different_vectors_are_evaluated_together(architecture, exported
     for token in (65, 66):
         found.append(engine.evaluate([Part(row, [token]) for row in rows]).copy())
     for row, (alone, beside) in enumerate(zip(expected, np.stack(found, 1), strict=True)):
-        assert np.abs(beside - alone).max() < 1e-4 * np.abs(alone).max(), row
-    assert np.abs(found[1][0] - found[1][-1]).max() > 1e-2 * np.abs(found[0]).max(), "the vectors differ"
+        assert np.abs(beside - alone).max() < bound, row
+    assert np.abs(found[1][0] - found[1][-1]).max() > 10 * bound, "the vectors differ"
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_vector_does_what_merging_it_does(size, architecture, model, exported, load):
+def test_a_vector_does_what_merging_it_does(size, architecture, model, exported, bound, load):
     named, norm = SIZES[size]
     basis = exported.bases.basis(**named)
     assert basis.factors.architecture == architectures.GGUF_NAMES[architecture]
     plain = models.torch_logits(model, PROMPT)
     llm = load(exported.output)
-    scale = np.abs(plain).max()
-    tolerance = 1e-3 if architecture in GELU else 1e-4
-    assert np.abs(models.llama_logits(llm, PROMPT) - plain).max() < tolerance * scale
+    assert np.abs(models.llama_logits(llm, PROMPT) - plain).max() < bound
 
     vector = MicroVector.random(basis, norm, seed=1)
     llm.swap(vector)
     with models.merged(model, basis, vector) as personal:
         expected = models.torch_logits(personal, PROMPT)
         tokens = models.torch_greedy(personal, PROMPT, 12)
-    change = np.abs(expected - plain).max()
-    share = np.abs(models.llama_logits(llm, PROMPT) - expected).max() / change
-    assert change > 0.05 * scale
-    assert share < tolerance
+    assert np.abs(expected - plain).max() > 0.05 * np.abs(plain).max()
+    assert np.abs(models.llama_logits(llm, PROMPT) - expected).max() < bound
     assert models.llama_greedy(llm, PROMPT, 12) == tokens
 
 
-def test_every_module_has_an_effect(exported, load):
+def test_every_module_has_an_effect(exported, bound, load):
     """An adapter on a tensor that llama.cpp's graph never asks about would load, and do nothing."""
     modules = exported.bases.factors.modules
     llm = load(exported.output)
@@ -106,7 +113,7 @@ def test_every_module_has_an_effect(exported, load):
         values = np.zeros(len(modules), np.float32)
         values[position] = 1
         llm.swap(MicroVector(values))
-        assert np.abs(models.llama_logits(llm, PROMPT) - plain).max() > 1e-3, module
+        assert np.abs(models.llama_logits(llm, PROMPT) - plain).max() > bound, module
 
 
 def test_a_hugging_face_directory_gives_the_same_factors(architecture, model, base, exported, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import models
+import noise
 import numpy as np
 import pytest
 import torch
@@ -22,8 +23,8 @@ def test_gate_and_up_in_one_tensor(load, tmp_path):
     basis = report.bases.basis(rank=8)
     assert set(basis.factors.kinds) & {*EXPERTS, "ffn_gate_up_exps"} == {"ffn_gate_up_exps", "ffn_down_exps"}
     llm = load(report.output)
-    plain = models.torch_logits(qwen, PROMPT)
-    assert np.abs(models.llama_logits(llm, PROMPT) - plain).max() < 1e-3
+    plain, bound = models.torch_logits(qwen, PROMPT), noise.of(llm, PROMPT)
+    assert np.abs(models.llama_logits(llm, PROMPT) - plain).max() < bound
     vector = MicroVector.random(basis, 0.3 * np.sqrt(basis.size))
     llm.swap(vector)
     state = {name: tensor.clone() for name, tensor in qwen.state_dict().items()}
@@ -34,9 +35,8 @@ def test_gate_and_up_in_one_tensor(load, tmp_path):
     personal.load_state_dict(state)
     with models.merged(personal, basis, vector, rest):
         expected = models.torch_logits(personal, PROMPT)
-    change = np.abs(expected - plain).max()
-    assert change > 1
-    assert np.abs(models.llama_logits(llm, PROMPT) - expected).max() < 1e-4 * change
+    assert np.abs(expected - plain).max() > 1
+    assert np.abs(models.llama_logits(llm, PROMPT) - expected).max() < bound
 
 
 def test_a_graph_has_no_place_for_them(tmp_path):
