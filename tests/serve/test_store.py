@@ -352,6 +352,8 @@ def test_a_commit_whose_reply_is_lost_was_done_once(
         learned = lost(lambda: store.learned("alice", framed(basis, 1), rules, ["a"], clicks))
         assert learned == store.get("alice") == Stored("alice", framed(basis, 1), 1)
         assert (store.clicks("alice", basis.digest), [*store.answers("ab")]) == ((1, b"state"), ["b"])
+        other = store.learned("alice", framed(basis, 1), rules, ["b"], clicks)
+        assert other is None, "the same click on another answer was not learned, and is to be made again"
         assert lost(lambda: store.put("alice", framed(basis, 2), rules)).sequence == 2
         assert lost(lambda: store.put_newer("alice", framed(basis, 3), rules))
         many = [("al", framed(basis, 1, "al"))]

@@ -85,7 +85,8 @@ _CLICKED = """
 """
 _LEARNED = """
     SELECT 1 FROM tinylora_clicks WHERE factors = ? AND name = ? AND basis = ? AND revision = ? AND state = ?
-"""
+        AND NOT EXISTS (SELECT 1 FROM tinylora_answers WHERE factors = ? AND id = ?)
+"""  # two equal clicks on two answers make one state: which of them was learned the answers tell
 _TOO_MANY = """
     DELETE FROM tinylora_answers WHERE factors = ? AND name = ? AND account = ? AND made <=
         (SELECT made FROM tinylora_answers WHERE factors = ? AND name = ? AND account = ?
@@ -334,7 +335,7 @@ class Store:
         clicked = (*whose, basis, revision + 1, state)
 
         def learn(session: Session) -> bool:
-            if session.execute(_LEARNED, clicked):  # if this ran before
+            if session.execute(_LEARNED, (*clicked, self._factors, min(answers))):  # if this ran before
                 return True
             steps = [(_RAISE, self._row(source, accepted))]
             for answer in sorted(answers):
