@@ -7,6 +7,7 @@ import logging
 import re
 from asyncio import wrap_future
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -309,7 +310,10 @@ def _exact_engine(llm: PersonalizedModel, *, rows: int, n_ctx: int, n_threads: i
     for fewest in (1, 2):
         engine = llm.engine(rows=probed, n_ctx=_PROBED, n_threads=n_threads, fewest=fewest)
         try:
-            exact = is_exact(engine, r)
+            # OpenMP's threads stay with the thread that evaluates, and with more threads than cores none
+            # spins. So it is a thread that ends.
+            with ThreadPoolExecutor(1) as thread:
+                exact = thread.submit(is_exact, engine, r).result()
         finally:
             engine.close()
         if exact:

@@ -24,6 +24,8 @@ from tinylora_edge.formats import gguf
 from tinylora_edge.formats.gguf import FLOAT32, STRING
 from tinylora_edge.projection import RANK
 
+from .columns import has_operations
+
 Adapter = Any
 """Pointer to a `llama_adapter_lora`, as llama_cpp's functions return and take it."""
 
@@ -238,12 +240,18 @@ class _Images:
         return stack
 
     def whole(self) -> NDArray[np.uint8]:
-        """Return a file of rank P, or of a module's fewer outputs: B as it is, and A with zeros beyond Q."""
+        """Return a file of rank P, or of a module's fewer outputs: B as it is, and A with zeros beyond Q.
+
+        Where columns.c computes B y, B^T lies in B's place: a thread's outputs are side by side.
+        """
         factors, tensors = self._factors, dict[str, NDArray[Any]]()
         for module, a, b in zip(factors.modules, factors.a, factors.b, strict=True):
             wide = np.zeros((*a.shape[:-2], b.shape[-1], a.shape[-1]), np.float32)
             wide[..., : factors.rank, :] = a
-            tensors |= {f"{module}.lora_a": wide, f"{module}.lora_b": np.asarray(b, np.float32)}
+            b = np.asarray(b, np.float32)
+            if b.ndim == 2 and has_operations():
+                b = np.ascontiguousarray(b.T).reshape(b.shape)
+            tensors |= {f"{module}.lora_a": wide, f"{module}.lora_b": b}
         return self._write(tensors)
 
     def _file(self, rank: int) -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:

@@ -1,9 +1,11 @@
 """R of each row, inside an evaluation: llama.cpp computes B (A x), and between the two A x becomes R A x.
 
-All vectors of a model share A and B, so one adapter serves them all. llama.cpp calls a callback between the
-nodes of its graph, which replaces each column of A x by R A x, with the R of the row whose token it is.
-columns.c has the callback without the interpreter's lock, for which llama.cpp would wait at every node. Where
-it is not built, the callback here does the same.
+All vectors of a model share A and B, so one adapter serves them all. llama.cpp asks a callback about each
+node of its graph. On a processor the callback turns A x and B (A x) into operations of columns.c, which
+llama.cpp's own threads compute with the R of the row whose token it is. Elsewhere, and for experts, llama.cpp
+stops at A x, and the callback replaces each column by R A x: at every stop all threads wait for each other.
+columns.c does this without the interpreter's lock, for which llama.cpp would wait too; where it is not built,
+the callback here does the same.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from . import BINDINGS, FITTING
 
 _A = b".lora_a"
 _F32 = 0  # GGML_TYPE_F32
+_CPU = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
 
 
 class _Tensor(ctypes.Structure):
@@ -128,7 +131,7 @@ class _Columns(ctypes.Structure):
         ("n_modules", ctypes.c_int64),
         ("n_rows", ctypes.c_int64),
         ("counts", ctypes.c_int64 * 2),
-        ("failed", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("failed", "custom", "pending")),
     ]
 
 
@@ -137,6 +140,62 @@ def _native() -> Any:
     """Return the callback of columns.c; None where it is not built."""
     found = find_spec(f"{__package__}._columns")
     return None if found is None or found.origin is None else ctypes.CDLL(found.origin).tinylora_columns
+
+
+class _Operation(ctypes.Structure):
+    """columns.c's `custom`, ggml's `ggml_custom_op_params`."""
+
+    _fields_: ClassVar = [
+        ("compute", ctypes.c_void_p),
+        ("threads", ctypes.c_int32),
+        ("columns", ctypes.c_void_p),
+    ]
+
+
+@cache
+def _custom() -> int:
+    """Return the number of ggml's operation of one's own; 0 where it is not as columns.c writes it."""
+    ggml, pointer = _ggml(), ctypes.c_void_p
+    try:
+        ggml_custom_4d = ggml.ggml_custom_4d
+    except AttributeError:
+        return 0
+    ggml_custom_4d.restype = pointer
+    ggml_custom_4d.argtypes = [
+        *(pointer, ctypes.c_int, *[ctypes.c_int64] * 4),
+        *(pointer, ctypes.c_int, pointer, ctypes.c_int, pointer),
+    ]
+    memory = ggml.ggml_init(_Memory(1 << 16, None, False))
+    try:
+        sources = (pointer * 2)(*(ggml.ggml_new_tensor_2d(memory, _F32, 5, n) for n in (3, 2)))
+        node = _Tensor.from_address(
+            ggml_custom_4d(memory, _F32, 3, 2, 1, 1, sources, 2, 0x1234567890, -1, 0x9876543210)
+        )
+        written = _Operation.from_buffer_copy(node.op_params)
+        known = (written.compute, written.threads, written.columns) == (0x1234567890, -1, 0x9876543210)
+        return int(node.op) if known and [*node.src[:2]] == [*sources] else 0
+    finally:
+        ggml.ggml_free(memory)
+
+
+@cache
+def _only_cpu() -> bool:
+    """Return whether processors alone evaluate: other devices do not know the operations of columns.c."""
+    name = llama_cpp.llama_cpp._lib._name
+    folder, names = Path(name).parent, ("libggml.so", "libggml.dylib", "ggml.dll", "libggml.dll")
+    found = next((folder / name for name in names if (folder / name).exists()), None)
+    ggml = llama_cpp.llama_cpp._lib if found is None else ctypes.CDLL(str(found))
+    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
+    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    ggml.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+    devices = [ggml.ggml_backend_dev_get(i) for i in range(ggml.ggml_backend_dev_count())]
+    return {ggml.ggml_backend_dev_type(device) for device in devices} == {_CPU}
+
+
+def has_operations() -> bool:
+    """Return whether A x and B (A x) become operations of columns.c, which reads B^T in place of B."""
+    return _native() is not None and _only_cpu() and _custom() > 0
 
 
 class Columns:
@@ -166,7 +225,7 @@ class Columns:
                 for name in ("buffer_is_host", "tensor_get", "tensor_set")
             )
             unknown = ctypes.cast(self._python, ctypes.c_void_p).value
-            self._table = _Columns(unknown, host, get, put)
+            self._table = _Columns(unknown, host, get, put, custom=_custom() if has_operations() else 0)
             self.callback, self.data = ctypes.cast(native, kind), ctypes.addressof(self._table)
 
     def know(self) -> None:
@@ -188,11 +247,12 @@ class Columns:
         self._rows, self._counts, self._error = rows, counts, None
         if (table := self._table) is not None:
             known = [_Row() if r is None else _Row(r.ctypes.data, *r.shape[1:]) for r in rows]
-            table.rows, table.n_rows, table.failed = (_Row * len(rows))(*known), len(rows), 0
+            table.rows, table.n_rows = (_Row * len(rows))(*known), len(rows)
+            table.failed = table.pending = 0
             table.counts[:] = min(counts), max(counts)
         yield
-        if self._error is None and table is not None and table.failed:
-            self._error = self._otherwise(table.failed - 1)
+        if self._error is None and table is not None and (number := table.failed or table.pending):
+            self._error = self._otherwise(number - 1)
         if self._error is not None:
             raise self._error
 

@@ -18,18 +18,23 @@ import support
 
 from tinylora_edge import MicroVector, TinyLoraError
 from tinylora_edge.runtime.engine import Part
-from tinylora_edge.runtime.llama import columns
+from tinylora_edge.runtime.llama import adapters, columns
 
 F32 = dict.fromkeys(("type_k", "type_v"), llama_cpp.GGML_TYPE_F32)
 
 
-@pytest.fixture(params=["c", "python"], autouse=True)
+@pytest.fixture(params=["operations", "stops", "python"], autouse=True)
 def callback(request, monkeypatch):
-    """What runs between two nodes of a graph: C, where it was built at the installation, or Python."""
+    """How R comes into a graph: by operations of columns.c, or at stops, by columns.c or Python."""
     if request.param == "python":
         monkeypatch.setattr(columns, "_native", lambda: None)
     elif columns._native() is None:
         pytest.skip("columns.c is not built")
+    if request.param == "operations":
+        assert columns.has_operations()
+    else:
+        for module in (adapters, columns):
+            monkeypatch.setattr(module, "has_operations", lambda: False)
     return request.param
 
 
@@ -188,8 +193,10 @@ def test_tensors_of_another_ggml_are_refused_before_any_is_read(llm, monkeypatch
     llm.engine(rows=1, n_ctx=64, n_threads=1)
 
 
-def test_tensors_that_are_not_in_the_hosts_memory_are_copied(llm, monkeypatch):
+def test_tensors_that_are_not_in_the_hosts_memory_are_copied(llm, monkeypatch, callback):
     """As on a GPU: a buffer says that it is not host."""
+    if callback == "operations":
+        pytest.skip("on a processor nothing is copied")
     tokens, choices = [65, 66, 67], vectors(llm)
 
     def logits():
@@ -209,6 +216,38 @@ def test_tensors_that_are_not_in_the_hosts_memory_are_copied(llm, monkeypatch):
     monkeypatch.setattr(columns._ggml(), "ggml_backend_buffer_is_host", is_host)
     assert np.array_equal(logits(), expected)
     assert asked
+
+
+def test_any_number_of_threads_gives_the_same_bits(llm):
+    choices, tokens = vectors(llm), [*range(65, 91)]
+
+    def logits(threads):
+        engine = llm.engine(rows=len(choices), n_ctx=64, n_threads=threads)
+        for row, vector in enumerate(choices):
+            engine.set_r(row, None if vector is None else llm.own(vector).r)
+        return engine.evaluate([Part(row, tokens, 2) for row in range(len(choices))]).copy()
+
+    expected = logits(1)
+    for threads in (2, 3, 5):
+        assert np.array_equal(logits(threads), expected)
+
+
+def test_a_product_that_stays_llama_cpps_is_refused(llm, callback):
+    """A x is ours, and nothing asks for B (A x), which would read B^T as B."""
+    if callback != "operations":
+        pytest.skip("there B is B")
+    engine, ggml = llm.engine(rows=1, n_ctx=64, n_threads=1), columns._ggml()
+    a = engine._columns._table.modules[0].a
+    memory = ggml.ggml_init(columns._Memory(1 << 20, None, False))
+    x = ggml.ggml_new_tensor_2d(memory, 0, columns._Tensor.from_address(a).ne[0], 1)
+    y = ggml.ggml_mul_mat(memory, a, x)
+    with (
+        pytest.raises(TinyLoraError, match="in another way than is known"),
+        engine._columns.of([None], {1}),
+    ):
+        assert not columns._native()(ctypes.c_void_p(y), True, ctypes.c_void_p(engine._columns.data))
+    ggml.ggml_free(memory)
+    assert engine.evaluate([Part(0, [65])]).any()
 
 
 def test_what_llama_cpp_evaluates_in_another_way_is_refused(llm):
