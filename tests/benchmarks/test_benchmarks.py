@@ -87,6 +87,11 @@ def test_a_token_and_a_swap(ran: Callable[..., str], tmp_path: Path) -> None:
     assert len(targets(tmp_path / "record")) == 10
 
 
+def test_threads(ran: Callable[..., str], smollm2_bundle: Path, tmp_path: Path) -> None:
+    ran("threads", "--llama", smollm2_bundle, "--rounds", 1, "--tokens", 2, "--json", tmp_path / "record")
+    assert len(targets(tmp_path / "record")) == 6
+
+
 def test_the_c_library(ran: Callable[..., str], tmp_path: Path) -> None:
     native_reader.llama()
     ran("native", "--rounds", 1, "--json", tmp_path / "record")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tinylora_edge.tasks.rewards import final_number
 
@@ -19,16 +21,16 @@ from tinylora_edge.tasks.rewards import final_number
         ("#### 7\r\n\n", 7),
         (r"So \[ \boxed{42} \].", 42),
         (r"so **$\boxed{42}$**.", 42),
-        ("3 is odd.\nSum: 3 + 4 = 7", 7),
-        ("Tom: 3\nAnn: 4\nBoth: 7", 7),
-        ("The answer is 7. So it is: 7", 7),
+        ("3 + 4 is 7.\nThe answer is 7", 7),
+        ("The answer is: 7.\nSo the Answer is **7.0**.", 7),
+        ("  **7**.\n", 7),
         (r"Thus \boxed{42}.", 42),
         (r"\boxed{\frac{3}{4}}", Fraction(3, 4)),
         (r"\boxed{1{,}000}", 1000),
         ("\\boxed{7}\n#### 7.0", 7),
-        ("3 + 4 = 7", 7),
+        (r"The answer is \boxed{7}.", 7),
         ("The answer is -$5.", -5),
-        ("**Answer:** 50 %", 50),
+        ("50 %", 50),
         (r"-\frac{3}{2}", Fraction(-3, 2)),
         (".5", Fraction(1, 2)),
         ("1e5", 100_000),
@@ -39,6 +41,16 @@ from tinylora_edge.tasks.rewards import final_number
         ("", None),
         ("#### 7\r\nSo she has 9 left.", None),
         (r"\boxed{5}, no: 6", None),
+        ("3 + 4 = 7", None),
+        ("It is: 7", None),
+        ("Answer: 7", None),
+        ("Tom: 3\nAnn: 4\nBoth: 7", None),
+        ("The answer is 7. So it is: 7", None),
+        ("The answer is 6.\nThe answer is 7.", None),
+        ("The answer is 7\nor 8", None),
+        ("The answer is 7 apples", None),
+        ("The answer is not 7", None),
+        ("A: 3\nB: 4\nC: 5", None),
         ("A: 3 B: 4 C: 5", None),
         ("A is 3, B is 4, and C is 5.", None),
         ("#### 5\n#### 6", None),
@@ -67,3 +79,23 @@ CONTINUED += ["3/0", "12:30", "1.2.3", "9" * 101, "1e1000", "\u0663"]
 def test_what_continues_a_number_makes_it_none(text: str) -> None:
     for answer in (text, f"#### {text}", f"\\boxed{{{text}}}", f"The answer is {text}.", f"So x = {text}"):
         assert final_number(answer) is None, answer
+
+
+WORDS = st.text(st.sampled_from("abc :=#.,\n"), max_size=20)
+
+
+@given(
+    st.lists(st.integers(0, 99), min_size=2, max_size=5, unique=True), st.lists(WORDS, min_size=6, max_size=6)
+)
+def test_a_list_of_numbers_is_none_of_them(numbers: list[int], between: list[str]) -> None:
+    """Whatever stands between: an answer that says all has no number, unless it names one."""
+    text = "".join(f"{word} x {number}" for word, number in zip(between, numbers, strict=False))
+    assert "####" in text or final_number(text) is None
+
+
+@given(st.fractions(), WORDS)
+def test_a_number_is_found_in_each_form(number: Fraction, before: str) -> None:
+    plain = str(number)
+    for text in (plain, f"\\boxed{{{plain}}}", f"The answer is {plain}.", f"#### {plain}"):
+        assert final_number(text) == number
+        assert "#" in before or text == plain or final_number(f"{before} {text}") == number

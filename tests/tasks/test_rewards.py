@@ -34,9 +34,9 @@ DATED = r"regex('Date: \d{4}-\d\d-\d\d')"
 @pytest.mark.parametrize(
     ("reward", "sample", "text"),
     [
-        ("number", APPLES, "3 + 4 = 7"),
+        ("number", APPLES, "3 + 4 is 7, so the answer is 7."),
         ("number", APPLES, r"\boxed{7.00}"),
-        ("number", LARGEST, "The largest is 40."),
+        ("number", LARGEST, "40."),
         (FOUR, RIVER, "Water flowing far downhill."),
         (WORD, RIVER, "Flowing water."),
         (r"""regex("\"|Flow")""", RIVER, "Flowing water."),
@@ -59,7 +59,7 @@ def test_what_earns_a_reward(reward: str, sample: Sample, text: str) -> None:
         ("number", APPLES, ["", "8", "seven", "7 or 8", "#### 6\n#### 7", "#### 7 million"]),
         ("number", APPLES, ["#### 7\nNo, wait: the answer is 8", r"\boxed{7} or 8", "#### 7\n8"]),
         ("number", APPLES, ["A: 5 B: 6 C: 7", "A is 5, B is 6, C is 7", "Tom: 3\nA: 6, B: 7."]),
-        ("number", LARGEST, [LARGEST.text, "numbers 12, 5, or 40"]),
+        ("number", LARGEST, [LARGEST.text, "numbers 12, 5, or 40", "The largest is 40."]),
         (FOUR, RIVER, ["Water flowing very far downhill.", "Water-flowing_very/far.downhill"]),
         ("max_words(100)", RIVER, [*NOTHING, *LOOPS]),
         (WORD, RIVER, ["Waterfalls."]),
@@ -80,7 +80,7 @@ def test_what_does_not(reward: str, sample: Sample, texts: list[str]) -> None:
 
 
 def test_what_the_limit_cut() -> None:
-    assert rewards.number(completed("3 + 4 = 7", ended=False), APPLES) == 0.0
+    assert rewards.number(completed("7", ended=False), APPLES) == 0.0
     assert parse_reward(FOUR)(completed("Water flowing", ended=False), RIVER) == 0.0
 
 

@@ -93,12 +93,12 @@ def json_fields(completion: Completion, sample: Sample) -> float:
 def number(completion: Completion, sample: Sample) -> float:
     r"""1 if the answer arrives at the number at which the reference answer arrives.
 
-    One grammar reads both (`final_number`): a number behind `####` or in `\boxed{}`, else the answer as a
-    whole, or its end behind `=`, a colon or "is". Commas, currency and percent signs, a trailing period and
-    trailing zeros do not matter: $1,000.00 is 1000.
+    One rule reads both (`final_number`): the answer as a whole, a number behind `####`, in `\boxed{}`, or
+    behind "answer is". Commas, currency and percent signs, a trailing period and trailing zeros do not
+    matter: $1,000.00 is 1000.
 
     Guards: an answer whose marks disagree, hold more than a number, or have words behind them gets 0; so does
-    a list of numbers, what did not end by itself, and a piece of the prompt, 4 words or more.
+    any other text with numbers, what did not end by itself, and a piece of the prompt, 4 words or more.
     """
     expected = None if sample.answer is None else final_number(sample.answer)
     if expected is None:
@@ -492,13 +492,11 @@ _NUMBER = rf"""
     (?: \s?(?:%|{_MONEY}) )?
 """
 _ANSWER = rf"\*{{0,2}} {_NUMBER} \*{{0,2}} \.? \*{{0,2}}"  # may be bold, or end a sentence
-_NAMED = r"(?: [^\W\d_]:\*{0,2} | \bis\b ) \s*"  # may stand before a number without a mark; lists repeat it
-_LEAD = rf"(?: \A \s* | [\w)\]%}}]\s?= \s* | (?P<named>{_NAMED}) )"
 _MARK = re.compile(r"\#{4} | \\boxed\{", re.VERBOSE)
+_NAMED = re.compile(r"\banswer\ is:?", re.VERBOSE | re.IGNORECASE)
 _AFTER = re.compile(rf"[ \t]* {_ANSWER} [ \t\r]* (?:\n|\Z)", re.VERBOSE)
 _INSIDE = re.compile(rf"\s* {_ANSWER} \s* \}}", re.VERBOSE)
-_AT_END = re.compile(rf"{_LEAD} {_ANSWER} \s* \Z", re.VERBOSE)
-_IN_LIST = re.compile(rf"{_NAMED} {_NUMBER}", re.VERBOSE)
+_WHOLE = re.compile(rf"\s* {_ANSWER} \s*", re.VERBOSE)
 _CLOSED = re.compile(r"(?: [\s.*$] | \\[\])] )* \Z", re.VERBOSE)  # ends of a sentence, of bold, of a formula
 
 Place: TypeAlias = tuple[str | int | None, ...]
@@ -518,21 +516,19 @@ def final_number(text: str) -> Fraction | None:
     en dash that is written for it), decimals and an exponent; or a fraction: `3/4`, `\frac{3}{4}`. Currency
     signs and a percent sign around it are dropped: 50% is 50. At most 100 digits, and 3 of an exponent.
 
-    It stands alone in its line behind `####`, or alone in `\boxed{}`; all marks of a text have to agree, and
-    no word stands behind the last. A text without a mark is a number and nothing else, or ends in one behind
-    `=`, behind a word with a colon, or behind "is"; numbers that follow the last two in its last line have to
-    agree. So what continues a number (`5 million`, `5 km`, `minus 5`, `10^2`) makes it None.
+    It is the whole text, or the rest of a line behind `####`, or alone in `\boxed{}`; where neither mark is
+    there, the rest of a line behind "answer is". All marks have to agree, and no word stands behind the last.
+    Nothing else is looked for, and what continues a number (`5 million`, `5 km`, `minus 5`, `10^2`) makes it
+    None.
     """
     for latex, plain in (("{,}", ","), ("\\$", "$"), ("\\%", "%")):
         text = text.replace(latex, plain)
-    if marks := list(_MARK.finditer(text)):
-        found = [(_AFTER if mark[0] == "####" else _INSIDE).match(text, mark.end()) for mark in marks]
-        if found[-1] is None or not _CLOSED.match(text, found[-1].end()):
-            return None
-    else:
-        found = [end := _AT_END.search(text)]
-        if end is not None and end["named"]:
-            found += _IN_LIST.finditer(text.rstrip().rpartition("\n")[2])
+    if whole := _WHOLE.fullmatch(text):
+        return _fraction(whole)
+    marks = [*_MARK.finditer(text)] or [*_NAMED.finditer(text)]
+    found = [(_INSIDE if mark[0] == "\\boxed{" else _AFTER).match(text, mark.end()) for mark in marks]
+    if not found or found[-1] is None or not _CLOSED.match(text, found[-1].end()):
+        return None
     values = set(map(_fraction, found))
     return values.pop() if len(values) == 1 else None
 
