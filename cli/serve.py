@@ -49,7 +49,8 @@ def serve(
         ),
     ] = 0.0,
     grace: Annotated[
-        float, Option(metavar="SECONDS", min=0, help="After that: time for running answers to end.")
+        float,
+        Option(metavar="SECONDS", min=0, help="After that: time for running answers and clicks to end."),
     ] = 30.0,
 ) -> None:
     """Answer OpenAI's clients over HTTP, each request with its user's vector.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import signal
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -123,6 +125,27 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(tiny
         alike = answered(server, user="bob", n=2, temperature=0)
         assert rate(server, better=alike, worse=f"{alike}:1") == (400, "nothing_learned")
         assert rate(server, id=alike, reward=1) == (200, 2)  # nothing came of it, so it can be rated again
+
+
+def test_a_server_that_goes_down_learns_a_click_whole_or_not_at_all(tiny: Path, tmp_path: Path) -> None:
+    """One is being learned and four wait: each is stored, or refused and can be sent again."""
+    options = ("--store", tmp_path / "users.db", "--feedback", "--n-ctx", "2048", "--grace", "1")
+    keys_file(tmp_path, "app-key-1\n")
+    with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:
+        names = [answered(server, user="alice", max_tokens=1500, seed=seed) for seed in range(5)]
+        with ThreadPoolExecutor(5) as pool:
+            sent = [pool.submit(rate, server, id=name, reward=1) for name in names]
+            concurrent.futures.wait(sent, return_when=concurrent.futures.FIRST_COMPLETED, timeout=1)
+            server.process.send_signal(signal.SIGTERM)
+            found = [each.result() for each in sent]
+        assert server.process.wait(60) == 0
+    learned = [name for name, (status, _) in zip(names, found, strict=True) if status == 200]
+    assert {answer for _, answer in found} <= {*range(1, 6), "unavailable"}
+    with serving(tmp_path, tiny, *options[:-2], "--api-keys", tmp_path / "keys") as server:
+        for name in learned:
+            assert rate(server, id=name, reward=1) == (404, "answer_not_found")
+        if left := next((name for name in names if name not in learned), None):
+            assert rate(server, id=left, reward=1) == (200, len(learned) + 1)
 
 
 def test_a_server_without_a_store_and_a_store_that_is_damaged(tiny: Path, tmp_path: Path) -> None:
