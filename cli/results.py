@@ -107,19 +107,25 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     unmeasured = record.get("unmeasured", {})
     for why in dict.fromkeys(unmeasured.values()):
         found.append(("not measured", f"{', '.join(w for w in unmeasured if unmeasured[w] == why)}: {why}"))
-    return [*found, *_unfinished(record), *_ahead(record, unit)]
+    return [*found, *_unfinished(record, sign, unit), *_ahead(record, unit)]
 
 
-def _unfinished(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return advice on how to continue a run that ended while it still gained; [] for any other."""
+def _unfinished(record: dict[str, Any], sign: int, unit: str) -> list[tuple[str, str]]:
+    """Return what the last half of its steps brought, of a run that ended while it still gained; else []."""
     phases = [phase for phase in record.get("result", {}).get("phases", ()) if phase.get("gaining")]
     if not phases:
         return []
-    known = [row["minutes"] for row in record["curve"] if row.get("event") == "few"]
-    minutes = max([*known, math.ceil(2 * (record["options"]["minutes"] or record["seconds"] / 60))])
-    file = record.get("file", "FILE")
-    why = f"the budget ended while {phases[-1]['method'].upper()} still gained: its last step was the best"
-    return [("go on", f"{why}. Train on with --start {file} --minutes {minutes}")]
+    method, best = phases[-1]["method"], phases[-1]["best_step"]
+    curve = [row for row in record["curve"] if row.get("method") == method and "validation" in row]
+    end = curve[-1]  # its step is counted from the beginning of the run
+    half = [row for row in curve if row.get("step", 0) <= end["step"] - best / 2][-1]
+    key = "validation"
+    if half[key] == end[key] and "validation_loss" in end:
+        key, sign, unit = "validation_loss", 1, "nats a token"
+    gained = f"{sign * half[key]:.3f} -> {sign * end[key]:.3f} {unit} on held-back prompts"
+    last = end["step"] - half.get("step", end["step"] - best)
+    why = f"the budget ended while {method.upper()} still gained: in its last {last} steps"
+    return [("go on", f"{why} {gained}. --start {record.get('file', 'FILE')} trains on")]
 
 
 def _ahead(record: dict[str, Any], unit: str) -> list[tuple[str, str]]:

@@ -287,14 +287,6 @@ def _note_event(metrics: dict[str, Any], sign: int, bar: console.Show) -> None:
     elif event == "temperature":
         drawn = "".join(f", {share:.0%} differ at {at}" for at, share in metrics["differ"].items())
         bar(f"drawing answers at temperature {metrics['temperature']}{drawn}", done=0.0, total=1.0)
-    elif event == "few":
-        reach = ""
-        if "reach" in metrics:
-            reach = f", and are likely to lower the loss by {metrics['reach']:.0%} as much as all steps would"
-        console.warn(
-            f"a step takes {round(metrics['seconds'], 2):g} s here: {metrics['steps']} of {metrics['of']} "
-            f"steps fit into the minutes{reach}. Allow --minutes {metrics['minutes']}, or shorten the answers"
-        )
     elif event == "silent":
         console.warn(
             "two steps learned nothing: for every prompt, all sampled answers got the same reward, "

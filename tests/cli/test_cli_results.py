@@ -63,12 +63,31 @@ def test_the_last_line_says_which_is_ahead_and_how_sure_that_is() -> None:
 
 def test_what_still_gained_says_how_to_go_on() -> None:
     sft = asdict(Phase("sft", 0.1, 0.5, best_step=9, steps=9, stopped="done", gaining=True))
-    record: dict[str, Any] = {"result": {"phases": [sft]}, "options": {"minutes": 5.0}, "file": "v.bin"}
-    curve = [{"event": "few", "minutes": 40}]
-    assert facts(**record, curve=curve)["go on"].endswith("Train on with --start v.bin --minutes 40")
-    assert facts(**record, curve=[])["go on"].endswith("--start v.bin --minutes 10")
-    done = record | {"result": {"phases": [sft | {"gaining": False}]}}
-    assert "go on" not in facts(**done, curve=curve)
+    scores = ((0, 0.1, 2.0), (3, 0.2, 1.5), (6, 0.4, 1.2), (9, 0.5, 1.0))
+    curve = [
+        {"method": "sft", "step": step, "validation": score, "validation_loss": loss}
+        for step, score, loss in scores
+    ]
+    record: dict[str, Any] = {"result": {"phases": [sft]}, "file": "v.bin", "curve": curve}
+    said = facts(**record)["go on"]
+    assert said.startswith(
+        "the budget ended while SFT still gained: in its last 6 steps 0.200 -> 0.500 reward"
+    )
+    assert said.endswith("--start v.bin trains on")
+    level = [row | {"validation": 0.0} for row in curve]
+    assert "1.500 -> 1.000 nats a token on held-back prompts" in facts(**record | {"curve": level})["go on"]
+    texts = facts(**record | {"unit": "nats a token", "curve": [row | {"validation": -1.0} for row in curve]})
+    assert "nats a token" in texts["go on"]
+
+    # GRPO's steps go on from those of SFT.
+    grpo = asdict(Phase("grpo", 0.5, 0.8, best_step=4, steps=4, stopped="done", gaining=True))
+    more = [
+        {"method": "grpo", "event": "start", "validation": 0.5},
+        {"method": "grpo", "step": 13, "validation": 0.8},
+    ]
+    both = record | {"result": {"phases": [sft | {"gaining": False}, grpo]}, "curve": curve + more}
+    assert "while GRPO still gained: in its last 4 steps 0.500 -> 0.800" in facts(**both)["go on"]
+    assert "go on" not in facts(**record | {"result": {"phases": [sft | {"gaining": False}]}})
 
 
 def test_nats_stay_nats() -> None:

@@ -423,14 +423,20 @@ def test_minutes_end_a_run_and_let_the_step_size_fall(tiny_bundle, easy, short, 
     assert (phase.stopped, phase.steps > 1) == ("done", True)
     assert sizes == sorted(sizes, reverse=True)
     assert 0.02 <= sizes[-1] <= sizes[0] <= 0.2
-    (few,) = (row for row in rows if row.get("event") == "few")
-    assert 1 <= few["steps"] < few["of"] == 40
-    assert few["minutes"] > 1.5
 
 
-@pytest.mark.parametrize(("validation", "expected"), [(0.0, 1.0), (1.0, 1.2), (10.0, 1.5)])
-def test_an_estimate_counts_validations_as_often_as_they_are(validation, expected):
-    assert trainer.paced(1.0, validation, every=5) == expected
+def test_validations_say_how_far_they_are(tiny_bundle, easy, short, tmp_path):
+    rows: Rows = []
+    train(tiny_bundle, easy, tmp_path / "v", options=replace(short, start=None), report=rows.append)
+    measured = [row for row in rows if row.get("event") == "measuring" and "held-back" in row["what"]]
+    by_what: dict[str, list[int]] = {}
+    for row in measured:
+        by_what.setdefault(row["what"], []).append(row["done"])
+    kinds = "loss of held-back answers", "answers to held-back prompts"
+    assert list(by_what) == [f"{at}, {kind}" for at in ("the start", "step 2", "step 4") for kind in kinds]
+    for what, done in by_what.items():
+        assert done == sorted(done), what
+        assert done[-1] == measured[0]["total"], what
 
 
 @pytest.mark.usefixtures("training_gains")

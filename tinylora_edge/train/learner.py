@@ -182,15 +182,22 @@ class Learner:
             outputs: Tensor = run(row[None], attention_mask=mask, position_ids=at[None], use_cache=False)[0]
         return outputs[0, deciding]
 
-    def measure(self, groups: Sequence[Group]) -> list[Tensor]:
-        """Return the log-probabilities of each group under the current v, without a gradient."""
+    def measure(
+        self, groups: Sequence[Group], measured: Callable[[int], None] = lambda count: None
+    ) -> list[Tensor]:
+        """Return the log-probabilities of each group under the current v, without a gradient.
+
+        `measured` is called as groups are done, with their number.
+        """
 
         def run(chosen: Sequence[Group]) -> list[Tensor]:
             with torch.no_grad():
                 return self.logprobs(chosen)
 
-        order = chain.from_iterable(self._passes(groups))
-        found = dict(zip(order, chain.from_iterable(self._map(run, groups)), strict=True))
+        found: dict[int, Tensor] = {}
+        for numbers, logprobs in zip(self._passes(groups), self._map(run, groups), strict=True):
+            found |= zip(numbers, logprobs, strict=True)
+            measured(len(numbers))
         return [found[number] for number in range(len(groups))]
 
     def gradient(self, groups: Sequence[Group]) -> Gradient:
@@ -273,9 +280,9 @@ class Learner:
             done += work[i]
         return [part for part in parts if part]
 
-    def _map(self, function: Callable[[Sequence[Group]], T], groups: Sequence[Group]) -> list[T]:
-        passes = ([groups[i] for i in numbers] for numbers in self._passes(groups))
-        return list(self._pool.map(function, passes))
+    def _map(self, function: Callable[[Sequence[Group]], T], groups: Sequence[Group]) -> Iterator[T]:
+        """Yield the result of each pass, in the order of `_passes`, as it is there."""
+        return self._pool.map(function, ([groups[i] for i in numbers] for numbers in self._passes(groups)))
 
 
 LogitLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +39,6 @@ _EXPLOSION = 0.5  # a loss of so many nats a token above twice the lowest one is
 _PATIENCE = 4  # validations in a row without a better one, after which SFT ends
 _APART = 2  # seconds of steps between validations, for each second that the last validation took
 _GRACE = 1.25  # a step that still runs at so many times the minutes is given up
-_FEW = 40  # steps in which most tasks are learned (docs/EVIDENCE.md)
 _PROBE = 64  # most tokens of a prompt, and of an answer, in the pass that a run's time is estimated from
 _SILENT = 2  # steps in a row without signal, after which the user is told
 _SILENCE = 10  # steps in a row without signal, after which GRPO ends
@@ -150,7 +148,7 @@ class Trainer:
         self.state.minutes, self.state.dtype = options.minutes, options.dtype
         self._whitening: Whitening | ModuleWhitening | None = None
         self._stop = False
-        self._answered: Callable[[], None] = lambda: None
+        self._report: Report = lambda metrics: None
         self._validated = self.state.step  # the last step with a validation
         self._since, self._took = 0.0, 0.0  # seconds of the steps since then, and of that validation
         self._longest = 0.0  # seconds of the longest step
@@ -175,6 +173,8 @@ class Trainer:
             state.curve.append(metrics)
             report(metrics)
 
+        self._report = report
+
         if minutes is not None and self._sft and not state.curve:
             self._foresee(60 * minutes)
         self.learner.adapter.until = self._answers.batch.until = time.monotonic() + most - state.seconds
@@ -197,7 +197,7 @@ class Trainer:
     def _loop(self, write: Report, report: Report) -> None:
         state, options = self.state, self.options
         if not state.curve:
-            self._begin(write, report)
+            self._begin(write)
         if not (self._sft or state.stopped):
             self._find_temperature(report)
         while not (state.stopped or self._stop or self._used() >= 1):
@@ -212,8 +212,6 @@ class Trainer:
             self._longest = max(self._longest, whole - self._once)
             self._once = 0.0
             metrics["share"] = min(1.0, self._used())
-            if state.step == 1:
-                self._tell_if_few(write)
             silent = state.silent >= _SILENCE
             if self._due() or silent or metrics["share"] == 1:
                 metrics |= self._judge(write)
@@ -239,31 +237,37 @@ class Trainer:
         task, loss = self._answers.task, 0.0
         if self._sft:
             self.learner.adapter.set(v)
-            logprobs = self.learner.measure(self._held)
+            logprobs = self.learner.measure(self._held, self._measuring("loss of held-back answers"))
             sums = np.array([float(each.sum()) for each in logprobs], np.float64)
             counts = np.array([len(group.completions[0]) for group in self._held])
             loss = -float(sums.sum() / counts.sum())
             if is_text(task.reward):
                 return sums / counts, loss
-        found = evaluate(
-            self._answers.batch, task, self._vector(v), samples=self._validation, answered=self._answered
-        )
+        answered = self._measuring("answers to held-back prompts")
+        vector, samples = self._vector(v), self._validation
+        found = evaluate(self._answers.batch, task, vector, samples=samples, answered=answered)
         return found.scores, loss
 
-    def _begin(self, write: Report, report: Report) -> None:
-        """Validate the start, and report its progress: how long that takes is not known yet."""
-        state, began, done = self.state, time.monotonic(), itertools.count(1)
-        what = {
-            "event": "measuring",
-            "what": "the start on prompts held back",
-            "total": len(self._validation),
-        }
-        self._answered = lambda: report({**what, "done": next(done)})
+    def _measuring(self, what: str) -> Callable[..., None]:
+        """Return a function that reports one more validation prompt as measured, or a number of them."""
+        at = f"step {self.state.step}" if self.state.step else "the start"
+        event = {"event": "measuring", "what": f"{at}, {what}", "total": len(self._validation)}
+        done = 0
+
+        def measured(count: int = 1) -> None:
+            nonlocal done
+            done += count
+            self._report({**event, "done": done})
+
+        return measured
+
+    def _begin(self, write: Report) -> None:
+        """Validate the start."""
+        state, began = self.state, time.monotonic()
         scores, loss = self.validate(state.best_v) if self._known is None else (self._known, 0.0)
         state.best_scores = state.top_scores = scores
         state.start_score = float(scores.mean())
         state.start_loss = state.best_loss = state.lowest_loss = loss
-        self._answered = lambda: None
         self._took = took = time.monotonic() - began
         state.seconds += took
         losses = {"validation_loss": loss} if self._sft else {}
@@ -289,22 +293,6 @@ class Trainer:
                 f"here, {tokens:,} tokens being held back. Allow --minutes {math.ceil(needed / 30)}, or "
                 "shorten the answers"
             )
-
-    def _tell_if_few(self, write: Report) -> None:
-        """Tell the user after the first step if, by its time, the minutes have room for few steps.
-
-        A second method tells nothing: it has the minutes that are left, and all that it finds is a gain.
-        """
-        options, state, of = self.options, self.state, self.options.steps or _FEW
-        if options.minutes is None or self._known is not None:
-            return
-        each = paced(self._longest, self._took, options.validate_every)
-        more = int((60 * options.minutes - state.seconds - self._took) / each)
-        if (fit := 1 + max(0, more)) < of:
-            needed = state.seconds + (of - 1) * each + self._took
-            found = {"steps": fit, "of": of, "seconds": self._longest, "minutes": math.ceil(needed / 60)}
-            reach = {"reach": _reach(fit) / _reach(of)} if self._sft else {}
-            write({"event": "few", **found, **reach})
 
     def _find_temperature(self, report: Report) -> None:
         """Draw at rising temperatures until enough groups differ in their rewards, and learn at that one."""
@@ -525,20 +513,6 @@ class Trainer:
     def _pick(self, step: int, size: int) -> list[Sample]:
         """Return `size` prompts of a step."""
         return [self._train[i] for i in picked(len(self._train), step, size, (self.options.seed, 3))]
-
-
-def paced(step: float, validation: float, every: int) -> float:
-    """Return the seconds of a step with its share of the validations, where minutes end a run."""
-    return step * (1 + validation / max(every * step, _APART * validation))
-
-
-def _reach(steps: int) -> float:
-    """Return how far so many steps of SFT lower the loss, up to a constant factor.
-
-    In the records of 8 columns (benchmarks/results: public, outputs) 5, 10 and 20 steps lower it by .6 to
-    .75, .8 to .9 and .9 to 1 of what 40 steps do.
-    """
-    return min(steps, _FEW) / (min(steps, _FEW) + 4)
 
 
 # Checkpoints: the whole state of a run in one JSON file, replaced atomically
