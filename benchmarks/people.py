@@ -423,7 +423,7 @@ def judged(learner: Learner, groups: Sequence[Group]) -> dict[str, Any]:
                 found.append(torch.stack([logits.logsumexp(1) - own[:, 0], above.float()]))
             return torch.cat(found, 1)
 
-    nats, above = torch.cat(learner._map(run, groups), 1).double()
+    nats, above = torch.cat([*learner._map(run, groups)], 1).double()
     shares = {"top1": float((above < 1).double().mean()), "top3": float((above < 3).double().mean())}
     return {"nats": float(nats.mean()), **shares, "tokens": len(nats)}
 
