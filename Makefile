@@ -32,7 +32,7 @@ DIST = .venv-dist
 RUN = OMP_WAIT_POLICY=PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help setup try demo test check elsewhere lint size llama-server bench models site dist clean fuzz faults arm
+.PHONY: help setup try demo test check elsewhere lint size llama-server bench models site dist clean fuzz faults simulate arm
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -101,6 +101,9 @@ fuzz: $(VENV)/.dev ## SECONDS=60 of every reader, or of HARNESS="frame basis"
 
 faults: $(VENV)/.dev ## kill every writer at every call, and fill its disk, ROUNDS=4 times (Linux)
 	@$(BIN)/python tests/faults/injection.py --rounds $(ROUNDS)
+
+simulate: $(VENV)/.dev ## SECONDS=60 of seeds, each a server whose clients, faults and turns are made up
+	@$(BIN)/python tests/simulation/campaign.py --seconds $(SECONDS)
 
 arm: $(VENV)/.dev ## ARM64, emulated: golden values, and both engines' tokens beside x86-64's; `make try` too; half an hour (Linux, qemu-user)
 	@.ci/arm/run.sh $(BIN)/python

@@ -268,8 +268,7 @@ class Loop:
                 self._waiting.add(work.who, work)
             self._place()
             if works and self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="tinylora-loop", daemon=True)
-                self._thread.start()
+                self._start()
 
     def cancel(self, work: Work) -> None:
         """Give a sequence up: its row is free after the engine's current step. Again does nothing."""
@@ -352,6 +351,10 @@ class Loop:
         work.finish(error)
 
     # The thread
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._work, name="tinylora-loop", daemon=True)
+        self._thread.start()
 
     def _work(self) -> None:
         """Run what is in the rows until the loop is closed."""
@@ -491,6 +494,7 @@ class Loop:
             engine.set_r(slot.row, None if work.vector is None else work.vector.r)
         except BaseException as error:
             slot.tenant = ""
+            engine.purge(slot.row)  # nobody has seen whether what was copied is finite
             self._leave(slot, work, error)
             return
         slot.tenant, slot.vector = work.who.tenant, work.digest

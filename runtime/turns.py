@@ -163,6 +163,14 @@ class Queue(Generic[T]):
             del self._items[who.account]
 
 
+class Turn(NamedTuple):
+    """A call of `Threads`: whose it is, what will have its result, and the call."""
+
+    who: Who
+    future: Future[Any]
+    call: Callable[[], Any]
+
+
 class Threads:
     """Threads that run calls by turns. An account has at most half of the threads, so that another one waits
     for its own calls alone; where there is one thread, also for the call that it runs.
@@ -183,9 +191,8 @@ class Threads:
         self._calls: dict[Future[Any], Callable[[], Any]] = {}  # of those that wait
         self._running = Shares(count)
         self._message, self.closed = closed, False
-        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
+        self._threads = list[threading.Thread]()
+        self._start(count, name)
 
     def submit(self, who: Who, call: Callable[[], T]) -> Future[T]:
         """Return what a call will return; one that waits may be cancelled. OverloadError: too many wait."""
@@ -216,23 +223,40 @@ class Threads:
                     future.set_exception(TinyLoraError(self._message))
             self._changed.notify_all()
 
+    def _start(self, count: int, name: str) -> None:
+        self._threads += [threading.Thread(target=self._work, name=name, daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
     def _work(self) -> None:
-        while True:
+        while (turn := self._wait()) is not None:
+            self.run(turn)
+            del turn  # else the thread keeps what it holds until its next call
+
+    def _wait(self) -> Turn | None:
+        """Wait for a call that may run; return None once there is none and they are closed."""
+        with self._changed:
+            while (turn := self.take()) is None and not self.closed:
+                self._changed.wait()
+            return turn
+
+    def take(self) -> Turn | None:
+        """Return the next call, which counts as running from now on; None where none may run."""
+        with self._changed:
+            if (found := self._queue.take(self._running)) is None:
+                return None
+            who, future = found
+            self._running.take(who)
+            return Turn(who, future, self._calls.pop(future))
+
+    def run(self, turn: Turn) -> None:
+        """Run a call that was taken, unless it was cancelled meanwhile."""
+        try:
+            if turn.future.set_running_or_notify_cancel():
+                turn.future.set_result(turn.call())
+        except BaseException as error:
+            turn.future.set_exception(error)
+        finally:
             with self._changed:
-                while (next_one := self._queue.take(self._running)) is None and not self.closed:
-                    self._changed.wait()
-                if next_one is None:
-                    return
-                who, future = next_one
-                call = self._calls.pop(future)
-                self._running.take(who)
-            try:
-                if future.set_running_or_notify_cancel():
-                    future.set_result(call())
-            except BaseException as error:
-                future.set_exception(error)
-            finally:
-                del future, call, next_one  # else the thread keeps what they hold until its next call
-                with self._changed:
-                    self._running.leave(who)
-                    self._changed.notify_all()
+                self._running.leave(turn.who)
+                self._changed.notify_all()
