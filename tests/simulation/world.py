@@ -140,8 +140,9 @@ class ToyLoop(Loop):
     world: World
     _stepping = False
 
-    def _start(self) -> None:
-        self.world.loops.append(self)
+    def _start(self) -> None:  # again with each sequence, as there is no thread
+        if self not in self.world.loops:
+            self.world.loops.append(self)
 
     def turn(self) -> bool:
         if self._stepping or self._closed or not self._running:
